@@ -1,0 +1,61 @@
+# The two commands for users: `make demo` and `make test`. Both set everything up by themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CODE := servers clients tests benchmarks tools
+
+.PHONY: help setup demo test check lint types proto proto-check proto-lint proto-breaking pytest node bench clean
+
+help: ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+setup: $(READY) ## the environment in .venv, with `bxmesh` on its bin
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "bxmesh needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV): cctbx and its friends are about 400 MB and take a few minutes the first time."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet -e '.[dev,monomers]'
+	@touch $@
+
+demo: $(READY) ## the main job on a real crystal structure
+	@$(BIN)/bxmesh demo
+
+test: check pytest node ## everything that must pass
+
+check: lint types proto-lint proto-check
+
+lint: $(READY) ## style
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+types: $(READY) ## strict types over our code
+	$(BIN)/mypy -p bxmesh.server -p bxmesh.client -m bxmesh.tensors
+	$(BIN)/mypy tools
+
+proto: $(READY) ## generated/ from proto/
+	$(BIN)/python tools/protos.py generate
+
+proto-check: $(READY) ## that generated/ is what proto/ says
+	$(BIN)/python tools/protos.py generate --check
+
+proto-lint: $(READY) ## the contract's style
+	$(BIN)/python tools/protos.py lint
+
+proto-breaking: $(READY) ## the contract against the last commit on main
+	$(BIN)/python tools/protos.py breaking
+
+pytest: $(READY) ## the tests in Python
+	$(BIN)/python -m pytest
+
+node: ## the client in JavaScript against a real server, where there is Node.js
+	@true
+
+bench: $(READY) ## the benchmarks; ratios measured in one run
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what can be made again
+	rm -rf $(VENV) .venv-proto .mypy_cache .ruff_cache .pytest_cache

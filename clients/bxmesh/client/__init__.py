@@ -1,0 +1,59 @@
+"""The client of the mesh."""
+
+from bxmesh.client.agents import Agent
+from bxmesh.client.bundles import AsyncBundles, Bundle
+from bxmesh.client.connection import Timeouts
+from bxmesh.client.errors import (
+    BxmeshError,
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InternalError,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from bxmesh.client.gradients import Gradients
+from bxmesh.client.mesh import AsyncMesh
+from bxmesh.client.models import Atoms, Model, ModelSummary
+from bxmesh.client.options import GradientOptions
+from bxmesh.client.sessions import AsyncSession
+from bxmesh.client.steps import Step
+from bxmesh.client.sync import Bundles, Mesh, Session
+from bxmesh.client.values import Progress, SampleValue
+
+__all__ = [
+    "Agent",
+    "AsyncBundles",
+    "AsyncMesh",
+    "AsyncSession",
+    "Atoms",
+    "Bundle",
+    "Bundles",
+    "BxmeshError",
+    "Cancelled",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "GradientOptions",
+    "Gradients",
+    "InternalError",
+    "InvalidInput",
+    "Mesh",
+    "Model",
+    "ModelSummary",
+    "NotFound",
+    "PermissionDenied",
+    "Progress",
+    "ResourceExhausted",
+    "SampleValue",
+    "Session",
+    "Step",
+    "Timeouts",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+]

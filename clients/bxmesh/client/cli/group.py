@@ -1,0 +1,62 @@
+"""The command `bxmesh`, whose subcommands are loaded when they are called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import click
+
+from bxmesh.client.cli.failures import Failure, ServerMissing
+from bxmesh.client.errors import BxmeshError
+
+__all__ = ["main"]
+
+
+class _Command(NamedTuple):
+    module: str
+    summary: str
+
+
+_COMMANDS = {
+    "gradients": _Command("bxmesh.client.cli.gradients", "Compute energies and gradients."),
+    "bundles": _Command("bxmesh.client.cli.bundles", "Look at, fetch and store bundles."),
+    "status": _Command("bxmesh.client.cli.status", "Say how the mesh is and who is in it."),
+    "serve": _Command("bxmesh.server.cli", "Start the mesh."),
+    "demo": _Command("bxmesh.server.cli", "Run the main job on a real crystal structure."),
+    "doctor": _Command("bxmesh.server.cli", "Check what people get stuck on."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = _COMMANDS.get(cmd_name)
+        if command is None:
+            return None
+        try:
+            module = import_module(command.module)
+        except ModuleNotFoundError as error:
+            if not command.module.startswith("bxmesh.server"):
+                raise
+            raise ServerMissing(f"`bxmesh {cmd_name}`", error) from error
+        loaded: click.Command = getattr(module, cmd_name)
+        return loaded
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.summary) for name, command in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BxmeshError as error:
+            raise Failure(error) from error
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bxmesh")
+def main() -> None:
+    """Crystallography next to a model server: PDB and MTZ in, gradient tensors out."""

@@ -1,0 +1,113 @@
+"""One channel to the mesh, with retries, deadlines and typed errors."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import tenacity
+
+from bxmesh.client.endpoint import Endpoint
+from bxmesh.client.errors import Unavailable, from_rpc_error
+from bxmesh.client.tracing import tracing_interceptors
+from bxmesh.geometry.v1.geometry_service_pb2_grpc import GeometryServiceStub
+
+__all__ = ["Connection", "Timeouts", "translated"]
+
+_CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long calls may take, in seconds."""
+
+    unary: float = 30.0
+    """Calls that answer from what the server knows."""
+    calculation: float = 600.0
+    """Calls that compute: models, gradients, a session's opening and each of its steps."""
+    transfer: float = 3600.0
+    """Uploads and downloads."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raises a BxmeshError in place of gRPC's."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        # grpc.aio puts this in place of the server's status when the stream ends during a write.
+        if error.details() == "Internal error from Core":
+            raise Unavailable(
+                "the stream broke while it was written to",
+                code=grpc.StatusCode.UNAVAILABLE,
+                reason="STREAM_BROKEN",
+            ) from error
+        raise from_rpc_error(error) from error
+
+
+class Connection:
+    """A channel and its stubs. Every call ends when its coroutine does."""
+
+    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, retries: int) -> None:
+        self.endpoint = endpoint
+        self.timeouts = timeouts
+        self.metadata: tuple[tuple[str, str], ...] = (
+            (("authorization", f"Bearer {endpoint.api_key}"),) if endpoint.api_key else ()
+        )
+        self._retries = retries
+        self.channel = self._open()
+        self.geometry = GeometryServiceStub(self.channel)
+
+    def __repr__(self) -> str:
+        return f"Connection({self.endpoint.address!r})"
+
+    def _open(self) -> grpc.aio.Channel:
+        interceptors = tracing_interceptors()
+        address, credentials = self.endpoint.address, self.endpoint.credentials
+        if credentials is None:
+            return grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS, None, interceptors)
+        return grpc.aio.secure_channel(address, credentials, _CHANNEL_OPTIONS, None, interceptors)
+
+    async def retried(self, operation: Callable[[], Awaitable[T]], retries: int | None = None) -> T:
+        """Returns what the operation returns, repeated while the mesh is unavailable.
+
+        Waits are full jitter over exponential bounds. The operation must be idempotent.
+        """
+        policy = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+            stop=tenacity.stop_after_attempt(1 + (self._retries if retries is None else retries)),
+            reraise=True,
+        )
+        async for attempt in policy:
+            with attempt:
+                return await operation()
+        raise AssertionError("a retry policy ends with a result or an error")
+
+    async def unary(
+        self, method: Callable[..., Awaitable[T]], request: Any, seconds: float | None = None
+    ) -> T:
+        """Returns the answer to an idempotent unary call."""
+
+        async def call() -> T:
+            with translated():
+                return await method(
+                    request, timeout=seconds or self.timeouts.unary, metadata=self.metadata
+                )
+
+        return await self.retried(call)
+
+    async def close(self) -> None:
+        """Closes the channel; calls under way are cancelled."""
+        await self.channel.close(None)

@@ -1,0 +1,203 @@
+"""The mesh, for asyncio."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self, Unpack
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bxmesh.client.agents import Agent, list_agents
+from bxmesh.client.bundles import AsyncBundles, BundleKind
+from bxmesh.client.calculation import compute_gradients
+from bxmesh.client.connection import Connection, Timeouts
+from bxmesh.client.content import BUNDLE_ID
+from bxmesh.client.endpoint import resolve
+from bxmesh.client.gradients import Gradients, as_coordinates
+from bxmesh.client.health import check_health
+from bxmesh.client.models import (
+    HYDROGENS,
+    SCATTERING_TABLES,
+    HydrogenPolicy,
+    Model,
+    ScatteringTable,
+)
+from bxmesh.client.options import GradientOptions, to_message
+from bxmesh.client.sessions import AsyncSession
+from bxmesh.client.trace import traced
+from bxmesh.client.values import Progress
+from bxmesh.geometry.v1 import gradients_pb2, model_pb2
+from bxmesh.tensors import to_message as to_tensor
+
+__all__ = ["AsyncMesh", "Source"]
+
+Source = str | Path | bytes
+"""A file's path, its bytes, or the name of a bundle."""
+
+_INLINE_BYTES = 2 * 1024 * 1024
+
+
+class AsyncMesh:
+    """A connection to the mesh.
+
+    The address is the argument's, that of `BXMESH_ADDRESS`, the local server's or 127.0.0.1:50051;
+    the key the argument's, that of `BXMESH_API_KEY` or the local admin key. Every method raises
+    BxmeshError; calls are repeated `retries` times while the mesh is unavailable.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        api_key: str | None = None,
+        tls: bool | None = None,
+        root_certificates: bytes | str | Path | None = None,
+        state_dir: str | Path | None = None,
+        timeouts: Timeouts | None = None,
+        retries: int = 4,
+    ) -> None:
+        endpoint = resolve(
+            address,
+            api_key=api_key,
+            tls=tls,
+            root_certificates=root_certificates,
+            state_dir=state_dir,
+        )
+        self._connection = Connection(endpoint, timeouts or Timeouts(), retries)
+        self.bundles = AsyncBundles(self._connection)
+        """Bundles: upload, download, get, list, delete."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r})"
+
+    @property
+    def address(self) -> str:
+        """Where the mesh is."""
+        return self._connection.endpoint.address
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; calls under way are cancelled."""
+        await self._connection.close()
+
+    async def create_model(
+        self,
+        macromolecule: Source,
+        reflections: Source | None = None,
+        restraints: Sequence[Source] = (),
+        *,
+        hydrogens: HydrogenPolicy | None = None,
+        scattering_table: ScatteringTable | None = None,
+        data_labels: str = "",
+        r_free_flags_label: str = "",
+        generate_r_free_flags: bool = False,
+        d_min: float = 0.0,
+        d_max: float = 0.0,
+        include_atoms: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> Model:
+        """Makes a model of a macromolecule, optionally with reflections and restraint dictionaries.
+
+        Inputs are uploaded unless they are names of bundles. Labels and limits (in angstrom) that
+        are left out are found in the data. InvalidInput names the input that could not be read.
+        """
+        spec = model_pb2.ModelSpec(
+            macromolecule=await self._bundle_id(macromolecule, "macromolecule"),
+            restraints=[await self._bundle_id(source, "restraints") for source in restraints],
+            options=model_pb2.ModelOptions(
+                hydrogens=HYDROGENS.number(hydrogens),
+                scattering_table=SCATTERING_TABLES.number(scattering_table),
+                data_labels=data_labels,
+                r_free_flags_label=r_free_flags_label,
+                generate_r_free_flags=generate_r_free_flags,
+                d_min=d_min,
+                d_max=d_max,
+            ),
+        )
+        if reflections is not None:
+            spec.reflections = await self._bundle_id(reflections, "reflections")
+        request = model_pb2.CreateModelRequest(
+            request_id=uuid4().hex, spec=spec, include_atoms=include_atoms
+        )
+        connection = self._connection
+        timeout = timeout or connection.timeouts.calculation
+        response = await connection.unary(connection.geometry.CreateModel, request, timeout)
+        return Model.from_message(response)
+
+    async def gradients(
+        self,
+        model: Model | str,
+        coordinates: ArrayLike | None = None,
+        *,
+        on_progress: Callable[[Progress], object] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+        **options: Unpack[GradientOptions],
+    ) -> Gradients:
+        """Computes energies and gradients at the model's coordinates or at given ones.
+
+        Coordinates are float32 or float64, [N, 3] or [B, N, 3] in angstrom, of any size. A sample
+        that cannot be computed has its own status and zero gradients.
+        """
+        with traced("gradients") as trace_id:
+            request = gradients_pb2.ComputeGradientsRequest(
+                request_id=uuid4().hex, model_id=_model_id(model), options=to_message(options)
+            )
+            if coordinates is not None:
+                request.coordinates.CopyFrom(await self._coordinates(as_coordinates(coordinates)))
+            timeout = timeout or self._connection.timeouts.calculation
+            return await compute_gradients(
+                self._connection, request, timeout, on_progress, trace_id
+            )
+
+    def session(
+        self,
+        model: Model | str,
+        *,
+        window: int = 8,
+        timeout: float | None = None,
+        **options: Unpack[GradientOptions],
+    ) -> AsyncSession:
+        """Returns a session on a warm worker: coordinates in, gradients out, step after step.
+
+        Open it with `async with`. At most `window` steps are under way at once; the timeout, in
+        seconds, is that of the opening and of each step.
+        """
+        timeout = timeout or self._connection.timeouts.calculation
+        opening = gradients_pb2.OpenSession(model_id=_model_id(model), options=to_message(options))
+        return AsyncSession(self._connection, opening, window=window, timeout=timeout)
+
+    async def agents(self) -> list[Agent]:
+        """Returns the live agents of the mesh, its workers among them."""
+        return await list_agents(self._connection)
+
+    async def health(self) -> dict[str, str]:
+        """Returns the state of each service and dependency: serving, not_serving or unknown."""
+        return await check_health(self._connection)
+
+    async def _bundle_id(self, source: Source, kind: BundleKind) -> str:
+        if isinstance(source, str) and BUNDLE_ID.fullmatch(source):
+            return source
+        return (await self.bundles.upload(source, kind=kind)).bundle_id
+
+    async def _coordinates(self, array: NDArray[Any]) -> gradients_pb2.Coordinates:
+        if array.nbytes <= _INLINE_BYTES:
+            return gradients_pb2.Coordinates(tensor=to_tensor(array, "coordinates", "angstrom"))
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        bundle = await self.bundles.upload(
+            buffer.getvalue(), kind="coordinates", name="coordinates.npy"
+        )
+        return gradients_pb2.Coordinates(bundle_id=bundle.bundle_id)
+
+
+def _model_id(model: Model | str) -> str:
+    return model.model_id if isinstance(model, Model) else model

@@ -1,0 +1,232 @@
+"""The mesh without asyncio: the same surface, run on an event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+from numpy.typing import ArrayLike
+
+from bxmesh.client.bundles import AsyncBundles, Bundle, BundleKind
+from bxmesh.client.connection import Timeouts
+from bxmesh.client.mesh import AsyncMesh
+from bxmesh.client.sessions import AsyncSession
+from bxmesh.client.steps import Step
+from bxmesh.client.values import XrayValue
+
+__all__ = ["Bundles", "Mesh", "Session"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Target = TypeVar("Target")
+
+
+class _Loop:
+    """An event loop in a daemon thread. Waiting for it can be interrupted."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="bxmesh-client", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.close()
+
+    def start(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
+        future = self.start(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.run(farewell())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+
+class _Blocking(Generic[Target]):
+    def __init__(self, loop: _Loop, target: Target) -> None:
+        self._loop = loop
+        self._target = target
+
+
+def _blocking(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Any, P], R]:
+    @wraps(method)
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = self._loop.run(method(self._target, *args, **kwargs))
+        return result
+
+    return call
+
+
+def _opening(
+    method: Callable[Concatenate[Any, P], AsyncSession],
+) -> Callable[Concatenate[Any, P], Session]:
+    @wraps(method)
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Session:
+        return Session(self._loop, method(self._target, *args, **kwargs))
+
+    return call
+
+
+class Bundles(_Blocking[AsyncBundles]):
+    """The bundles on the mesh; see AsyncBundles."""
+
+    upload = _blocking(AsyncBundles.upload)
+    get = _blocking(AsyncBundles.get)
+    delete = _blocking(AsyncBundles.delete)
+
+    @overload
+    def download(self, bundle_id: str, path: None = None) -> bytes: ...
+
+    @overload
+    def download(self, bundle_id: str, path: str | Path) -> Path: ...
+
+    def download(self, bundle_id: str, path: str | Path | None = None) -> bytes | Path:
+        """Returns the content of a bundle, or writes it to a file and returns its path."""
+        if path is None:
+            return self._loop.run(self._target.download(bundle_id))
+        return self._loop.run(self._target.download(bundle_id, path))
+
+    def list(self, kind: BundleKind | None = None, page_size: int = 0) -> Iterator[Bundle]:
+        """Yields the bundles in the order of their names, those of one kind where it is given."""
+        bundles = self._target.list(kind, page_size)
+
+        async def following() -> Bundle | None:
+            return await anext(bundles, None)
+
+        while (bundle := self._loop.run(following())) is not None:
+            yield bundle
+
+
+class Session(_Blocking[AsyncSession]):
+    """A session on the mesh; `with` opens and closes it. See AsyncSession."""
+
+    step = _blocking(AsyncSession.step)
+    close = _blocking(AsyncSession.close)
+
+    def __enter__(self) -> Self:
+        self._loop.run(self._target.__aenter__())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def submit(self, coordinates: ArrayLike, *, refresh_scales: bool = False) -> Future[Step]:
+        """Sends a step and returns the future of its answer; waits while the window is full."""
+        answer = self._loop.run(self._target.submit(coordinates, refresh_scales=refresh_scales))
+
+        async def wait() -> Step:
+            return await answer
+
+        return self._loop.start(wait())
+
+    @property
+    def session_id(self) -> str:
+        """The session's name."""
+        return self._target.session_id
+
+    @property
+    def worker_id(self) -> str:
+        """The worker that serves it."""
+        return self._target.worker_id
+
+    @property
+    def atoms(self) -> int:
+        """Atoms, N."""
+        return self._target.atoms
+
+    @property
+    def engine(self) -> str:
+        """The engine that evaluates geometry."""
+        return self._target.engine
+
+    @property
+    def xray(self) -> XrayValue | None:
+        """The X-ray agreement at the start, where the target has it."""
+        return self._target.xray
+
+    @property
+    def trace_id(self) -> str:
+        """The trace of the session, 32 hexadecimal digits."""
+        return self._target.trace_id
+
+
+class Mesh(_Blocking[AsyncMesh]):
+    """A connection to the mesh; see AsyncMesh. Works wherever, in a running event loop too."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        api_key: str | None = None,
+        tls: bool | None = None,
+        root_certificates: bytes | str | Path | None = None,
+        state_dir: str | Path | None = None,
+        timeouts: Timeouts | None = None,
+        retries: int = 4,
+    ) -> None:
+        async def connect() -> AsyncMesh:
+            return AsyncMesh(
+                address,
+                api_key=api_key,
+                tls=tls,
+                root_certificates=root_certificates,
+                state_dir=state_dir,
+                timeouts=timeouts,
+                retries=retries,
+            )
+
+        loop = _Loop()
+        try:
+            mesh = loop.run(connect())
+        except BaseException:
+            loop.close(_nothing)
+            raise
+        super().__init__(loop, mesh)
+        self.bundles = Bundles(loop, mesh.bundles)
+        """Bundles: upload, download, get, list, delete."""
+        self._closed = weakref.finalize(self, loop.close, mesh.close)
+
+    create_model = _blocking(AsyncMesh.create_model)
+    gradients = _blocking(AsyncMesh.gradients)
+    session = _opening(AsyncMesh.session)
+    agents = _blocking(AsyncMesh.agents)
+    health = _blocking(AsyncMesh.health)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def address(self) -> str:
+        """Where the mesh is."""
+        return self._target.address
+
+    def close(self) -> None:
+        """Closes the connection; calls under way are cancelled."""
+        self._closed()
+
+
+async def _nothing() -> None:
+    pass

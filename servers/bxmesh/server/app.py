@@ -1,0 +1,178 @@
+"""One server process put together: its services, interceptors, workers and dependencies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+
+import grpc
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from bxmesh.agent.v1 import agent_service_pb2_grpc
+from bxmesh.geometry.v1 import geometry_service_pb2_grpc
+from bxmesh.registry.v1 import registry_service_pb2_grpc
+from bxmesh.security.v1 import security_service_pb2_grpc
+from bxmesh.server.bundles import BundleStore
+from bxmesh.server.embedded_valkey import EmbeddedValkey
+from bxmesh.server.geometry.agent.capabilities import CAPABILITIES
+from bxmesh.server.geometry.mesh import GeometryMesh
+from bxmesh.server.geometry.queue import queue_options
+from bxmesh.server.geometry.routing import Router
+from bxmesh.server.geometry.service import GeometryService
+from bxmesh.server.geometry.session_record import SessionRecords
+from bxmesh.server.health import Health
+from bxmesh.server.interceptors import server_interceptors
+from bxmesh.server.listening import add_port, write_server_file
+from bxmesh.server.live_agents import LiveAgents
+from bxmesh.server.reflection import add_reflection
+from bxmesh.server.registry.service import RegistryService
+from bxmesh.server.security.admin_key import AdminKeyAuthenticator, load_or_create
+from bxmesh.server.settings import Settings
+from bxmesh.server.streams import CONNECTION_ERRORS, WorkClient, WorkQueue, connect
+from bxmesh.server.unimplemented import offer
+from bxmesh.server.worker_pool import WorkerPool
+
+_log = logging.getLogger(__name__)
+
+_SWEEP_SECONDS = 60.0
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class MeshServer:
+    """A running server; `async with serve(settings) as server`."""
+
+    def __init__(self, settings: Settings, redis: Redis, redis_url: str) -> None:
+        self.settings = settings
+        self.address = ""
+        self.admin_address = ""
+        self.redis = redis
+        self.queue = WorkQueue(redis, queue_options(settings))
+        self.workers = WorkerPool(settings, redis_url, self._bury_worker)
+        self._agents = LiveAgents(redis)
+
+    async def _bury_worker(self, worker_id: str) -> None:
+        try:
+            moved = await self.queue.retire(worker_id)
+            await self._agents.leave(worker_id)
+        except (*CONNECTION_ERRORS, RedisError) as error:
+            _log.warning("the work of %s waits for its lease to end: %s", worker_id, error)
+        else:
+            _log.info("%d items of %s go to others", moved, worker_id)
+
+
+@contextlib.asynccontextmanager
+async def serve(settings: Settings) -> AsyncIterator[MeshServer]:
+    """Starts everything that the settings ask for, and stops it in the opposite order."""
+    settings.prepare_directories()
+    async with contextlib.AsyncExitStack() as stack:
+        redis_url = settings.redis_url.get_secret_value()
+        if not redis_url:
+            valkey = EmbeddedValkey(settings.state_dir / "valkey", settings.run_dir)
+            stack.callback(valkey.stop)
+            await asyncio.to_thread(valkey.start)
+            _in_background(stack, valkey.supervise)
+            redis_url = valkey.url
+        redis = connect(redis_url)
+        stack.push_async_callback(redis.aclose)
+        await redis.ping()
+        server = MeshServer(settings, redis, redis_url)
+        if set(settings.services) - {"workers"}:
+            await _start_services(server, stack)
+        if "workers" in settings.services and settings.workers:
+            server.workers.start()
+            stack.push_async_callback(server.workers.stop)
+        yield server
+
+
+async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) -> None:
+    settings, redis = server.settings, server.redis
+    key = await asyncio.to_thread(load_or_create, settings.state_dir)
+    grpc_server = grpc.aio.server(
+        interceptors=server_interceptors([AdminKeyAuthenticator(key)]), options=_OPTIONS
+    )
+    names = await _add_services(server, grpc_server, stack)
+    health = Health(settings, redis, names)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, grpc_server)  # type: ignore[no-untyped-call]
+    names.append(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+    if settings.reflection:
+        add_reflection(grpc_server, names)
+    admin = grpc.aio.server(
+        interceptors=server_interceptors([AdminKeyAuthenticator(key)]), options=_OPTIONS
+    )
+    channelz.add_channelz_servicer(admin)
+    server.address = add_port(grpc_server, settings.listen, settings)
+    server.admin_address = add_port(
+        admin, settings.admin_listen or f"unix:{settings.run_dir}/admin.sock", settings
+    )
+    await grpc_server.start()
+    await admin.start()
+    path = write_server_file(settings, server.address, server.admin_address)
+    stack.callback(path.unlink, missing_ok=True)
+    stack.push_async_callback(admin.stop, 1.0)
+    stack.push_async_callback(grpc_server.stop, settings.drain_grace)
+    stack.push_async_callback(health.drain)
+    _in_background(stack, health.run)
+
+
+async def _add_services(
+    server: MeshServer, grpc_server: grpc.aio.Server, stack: contextlib.AsyncExitStack
+) -> list[str]:
+    settings, redis = server.settings, server.redis
+    names = []
+    if "geometry" in settings.services:
+        store = BundleStore(
+            settings.bundle_dir,
+            timedelta(seconds=settings.bundle_lifetime),
+            timedelta(seconds=settings.max_bundle_lifetime),
+            settings.max_bundle_bytes,
+        )
+        mesh = GeometryMesh(
+            settings,
+            store,
+            server.queue,
+            await stack.enter_async_context(WorkClient(redis)),
+            Router(LiveAgents(redis), CAPABILITIES[0]),
+            SessionRecords(redis, settings.session_idle),
+        )
+        geometry_service_pb2_grpc.add_GeometryServiceServicer_to_server(
+            offer(GeometryService(mesh)), grpc_server
+        )
+        names.append("bxmesh.geometry.v1.GeometryService")
+        _in_background(stack, lambda: _sweep(store))
+    if "registry" in settings.services:
+        registry = await stack.enter_async_context(RegistryService(redis))
+        registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
+            offer(registry), grpc_server
+        )
+        names.append("bxmesh.registry.v1.RegistryService")
+    return names
+
+
+async def _sweep(store: BundleStore) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        try:
+            await asyncio.to_thread(store.sweep)
+        except OSError as error:
+            _log.warning("expired bundles could not be removed: %s", error)
+
+
+def _in_background(stack: contextlib.AsyncExitStack, run: Callable[[], object]) -> None:
+    task = asyncio.ensure_future(run())  # type: ignore[call-overload]
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(end)

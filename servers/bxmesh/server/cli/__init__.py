@@ -1,0 +1,7 @@
+"""The commands that need the server."""
+
+from bxmesh.server.cli.demo import demo
+
+from bxmesh.server.cli.serve import serve
+
+__all__ = ["demo", "serve"]

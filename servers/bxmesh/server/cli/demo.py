@@ -1,0 +1,8 @@
+"""`bxmesh demo`."""
+
+import click
+
+
+@click.command()
+def demo() -> None:
+    """Run the main job on a real crystal structure."""

@@ -1,0 +1,77 @@
+"""`bxmesh serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from bxmesh.server.logs import configure_logging
+from bxmesh.server.settings import SERVICES, Settings
+
+_EPILOG = (
+    "Every option can also come from the environment: --state-dir from BXMESH_STATE_DIR, and so on. "
+    "A key for this machine is made in the state directory, and clients here find it by themselves."
+)
+
+
+@click.command(epilog=_EPILOG)
+@click.option("--listen", metavar="HOST:PORT|unix:PATH", help="Where to serve; 127.0.0.1:50051.")
+@click.option("--admin-listen", metavar="HOST:PORT|unix:PATH", help="Where channelz is served.")
+@click.option(
+    "--services", metavar="NAME[,NAME…]", help=f"Which to offer: {', '.join(SERVICES)}; all of them."
+)
+@click.option("--redis-url", metavar="URL", help="Redis or Valkey; without one it runs its own.")
+@click.option("--workers", type=int, metavar="N", help="Geometry worker processes; 2.")
+@click.option(
+    "--state-dir", type=click.Path(path_type=Path, file_okay=False), help="Keys, bundles and queue."
+)
+@click.option("--tls-certificate", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--tls-key", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--tls-client-ca", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--allow-insecure", is_flag=True, default=None, help="No TLS on public addresses.")
+@click.option("--reflection/--no-reflection", default=None, help="Tell anyone the services.")
+@click.option("--trace", metavar="console|FILE", help="Write traces for people.")
+@click.option("--prometheus-port", type=int, metavar="PORT", help="Serve metrics on loopback.")
+def serve(services: str | None, listen: str | None, **options: Any) -> None:
+    """Serve the mesh until it is interrupted."""
+    values = {name: value for name, value in options.items() if value is not None}
+    if services is not None:
+        values["services"] = tuple(part.strip() for part in services.split(",") if part.strip())
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise click.UsageError("\n".join(lines)) from None
+    if listen is not None:
+        # A bare "unix:" is a socket in the state directory.
+        settings.listen = f"unix:{settings.run_dir}/bxmesh.sock" if listen == "unix:" else listen
+    configure_logging("server")
+    try:
+        asyncio.run(_serve(settings))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+async def _serve(settings: Settings) -> None:
+    from bxmesh.server.app import serve as start
+    from bxmesh.server.telemetry import configure
+
+    telemetry = configure(
+        "server", trace_output=settings.trace or None, prometheus_port=settings.prometheus_port
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with start(settings) as server:
+            click.echo(f"bxmesh serves on {server.address or 'no address (workers only)'}", err=True)
+            await stop.wait()
+            click.echo("bxmesh stops", err=True)
+    finally:
+        telemetry.shutdown()

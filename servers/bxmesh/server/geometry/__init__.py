@@ -1,0 +1,1 @@
+"""The geometry service, its worker and the crystallographic engine."""

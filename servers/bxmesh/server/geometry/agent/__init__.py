@@ -1,0 +1,1 @@
+"""The geometry worker: an agent of the mesh in a process of its own, the only one with cctbx."""

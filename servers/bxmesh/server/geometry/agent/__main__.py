@@ -1,0 +1,61 @@
+"""The entry of a worker process: `python -m bxmesh.server.geometry.agent WORKER_ID`.
+
+Its first line of standard input is the settings as JSON, so that no secret is on a command line. Standard
+input then stays open: when it ends, the parent is gone, and so goes the worker.
+"""
+
+# cctbx comes first: some libraries, torch among them, crash the process when they are loaded before it.
+import bxmesh.server.geometry.engine.model  # noqa: F401, I001
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from bxmesh.server.geometry.agent.worker import GeometryWorker
+from bxmesh.server.logs import configure_logging
+from bxmesh.server.settings import Settings
+from bxmesh.server.streams import connect
+from bxmesh.server.telemetry import configure as configure_telemetry
+
+_log = logging.getLogger(__name__)
+
+
+async def _watch_parent(worker: GeometryWorker) -> None:
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
+    _log.warning("the server is gone; this worker ends")
+    worker.stop()
+
+
+async def _main(worker_id: str, settings: Settings) -> None:
+    redis = connect(settings.redis_url.get_secret_value())
+    worker = GeometryWorker(worker_id, settings, redis)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.stop)
+    parent = asyncio.create_task(_watch_parent(worker))
+    try:
+        await worker.run()
+    finally:
+        parent.cancel()
+        await redis.aclose()
+
+
+def main() -> None:
+    """Runs one worker until it is told to stop."""
+    worker_id = sys.argv[1]
+    settings = Settings.model_validate_json(os.read(sys.stdin.fileno(), 65536).split(b"\n")[0])
+    configure_logging(worker_id)
+    telemetry = configure_telemetry("worker", trace_output=settings.trace or None)
+    try:
+        asyncio.run(_main(worker_id, settings))
+    finally:
+        telemetry.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""What a geometry worker does with the work it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextvars import copy_context
+from datetime import timedelta
+from typing import TypeVar
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+
+from bxmesh.geometry.v1 import bundle_pb2, geometry_work_pb2, gradients_pb2, model_pb2
+from bxmesh.server.bundles import BundleStore
+from bxmesh.server.errors import internal, invalid_argument
+from bxmesh.server.geometry.agent.capabilities import CREATE_MODEL, GRADIENTS
+from bxmesh.server.geometry.agent.evaluation import Array, Evaluation, gradient_dtype, stack
+from bxmesh.server.geometry.agent.steps import Steps
+from bxmesh.server.geometry.agent.warm_models import WarmModels, engine_call
+from bxmesh.server.geometry.coordinates import load_coordinates
+from bxmesh.server.geometry.conversions import atom_table, summary_message
+from bxmesh.server.geometry.engine import RestraintLibrary, as_samples
+from bxmesh.server.streams import Handler, WorkContext
+from bxmesh.server.streams.queue import cancelled
+from bxmesh.tensors import TensorError, from_message, to_buffer, to_spec
+
+
+_MOST_LISTED_ATOMS = 50_000
+_M = TypeVar("_M", bound=Message)
+_T = TypeVar("_T")
+
+
+class Calculations:
+    """The handlers for models and gradients. They compute in threads, one at a time."""
+
+    def __init__(
+        self,
+        models: WarmModels,
+        store: BundleStore,
+        library: RestraintLibrary,
+        executor: Executor,
+        *,
+        result_lifetime: timedelta,
+        max_batch_bytes: int,
+    ) -> None:
+        self._models = models
+        self._store = store
+        self._library = library
+        self._executor = executor
+        self._result_lifetime = result_lifetime
+        self._max_batch_bytes = max_batch_bytes
+
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        """The handlers by kind of work."""
+        return {CREATE_MODEL: self.create_model, GRADIENTS: self.gradients}
+
+    async def in_thread(self, call: Callable[[], _T]) -> _T:
+        """Runs a call in a thread, within the current trace."""
+        context = copy_context()
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, lambda: context.run(call)
+        )
+
+    async def create_model(self, context: WorkContext) -> geometry_work_pb2.CreateModelWorkResult:
+        """Reads a model's inputs and says what is in them; keeps the model warm."""
+        work = unpack(context.item.payload, geometry_work_pb2.CreateModelWork)
+        steps = Steps(announcer(context))
+        return await self.in_thread(lambda: self._create_model(work, steps))
+
+    def _create_model(
+        self, work: geometry_work_pb2.CreateModelWork, steps: Steps
+    ) -> geometry_work_pb2.CreateModelWorkResult:
+        with self._models.lock:
+            model = self._models.get(work.spec, steps)
+            summary = model.summary
+            library = engine_call(self._library.describe) if not summary.unknown_residues else None
+        result = geometry_work_pb2.CreateModelWorkResult(
+            model=model_pb2.Model(
+                model_id=work.model_id,
+                spec=work.spec,
+                summary=summary_message(summary, library.source if library else ""),
+            )
+        )
+        if work.include_atoms and summary.atoms <= _MOST_LISTED_ATOMS:
+            table = atom_table(model.atoms, model.atom_mask)
+            bundle, _ = self._store.put(
+                table.SerializeToString(),
+                bundle_pb2.BUNDLE_KIND_MODEL,
+                media_type="application/x-protobuf; type=bxmesh.geometry.v1.AtomTable",
+                derived_from=(work.spec.macromolecule,),
+                lifetime=self._result_lifetime,
+                durable=False,
+            )
+            result.atoms_bundle_id = bundle.bundle_id
+        return result
+
+    async def gradients(self, context: WorkContext) -> geometry_work_pb2.GradientsWorkResult:
+        """Computes a share of a batch."""
+        work = unpack(context.item.payload, geometry_work_pb2.GradientsWork)
+        steps = Steps(announcer(context))
+        return await self.in_thread(lambda: self._gradients(work, steps, context))
+
+    def _gradients(
+        self, work: geometry_work_pb2.GradientsWork, steps: Steps, context: WorkContext
+    ) -> geometry_work_pb2.GradientsWorkResult:
+        coordinates = self._coordinates(work)
+        with self._models.lock:
+            evaluation = Evaluation(self._models.get(work.spec, steps), work.options)
+            evaluation.prepare(steps)
+            atoms = len(evaluation.model.atoms)
+        samples: Array | list[None] = (
+            [None] if coordinates is None else engine_call(lambda: as_samples(coordinates, atoms))
+        )
+        dtype = gradient_dtype(
+            work.options, None if coordinates is None else coordinates.dtype
+        )
+        values: list[gradients_pb2.SampleValue] = []
+        gradients: list[dict[str, Array]] = []
+        with steps.step("gradients"):
+            for index, sites in enumerate(samples):
+                if context.cancelled:
+                    raise cancelled()
+                # Held for one sample only, so that sessions on this worker get their turns.
+                with self._models.lock:
+                    value, sample = evaluation.evaluate(sites)
+                value.sample = work.sample_start + index
+                values.append(value)
+                gradients.append(sample)
+        with steps.step("store"):
+            arrays = stack(evaluation, gradients, len(values), dtype)
+            bundle_id = self._store_arrays(arrays, work)
+        specs = [to_spec(arrays[name], name, unit) for name, (_, unit) in evaluation.tensors.items()]
+        return geometry_work_pb2.GradientsWorkResult(
+            samples=values,
+            bundle_id=bundle_id,
+            tensors=specs,
+            step_times=steps.times,
+            engine=gradients_pb2.ENGINE_CCTBX,
+        )
+
+    def _coordinates(self, work: geometry_work_pb2.GradientsWork) -> Array | None:
+        """The coordinates of the share, [N, 3] or [samples, N, 3]; None for the model's own."""
+        source = work.coordinates.WhichOneof("source")
+        if source is None:
+            return None
+        if source == "tensor":
+            try:
+                return from_message(work.coordinates.tensor, max_bytes=self._max_batch_bytes)
+            except TensorError as error:
+                raise invalid_argument(
+                    "coordinates", str(error), reason=error.reason
+                ) from error
+        array = load_coordinates(self._store, work.coordinates.bundle_id)
+        return array if array.ndim == 2 else array[work.sample_start : work.sample_stop]
+
+    def _store_arrays(
+        self, arrays: dict[str, Array], work: geometry_work_pb2.GradientsWork
+    ) -> str:
+        with self._store.writer(
+            bundle_pb2.BUNDLE_KIND_GRADIENTS,
+            media_type="application/octet-stream",
+            derived_from=(work.model_id, work.coordinates.bundle_id)
+            if work.coordinates.bundle_id
+            else (work.model_id,),
+            lifetime=self._result_lifetime,
+            durable=False,
+        ) as writer:
+            for array in arrays.values():
+                writer.write(to_buffer(array))
+            bundle, _ = writer.commit()
+        return bundle.bundle_id
+
+
+def unpack(payload: AnyMessage, kind: type[_M]) -> _M:
+    """The payload of a work item; raises MeshError INTERNAL for another kind of message."""
+    message = kind()
+    if not payload.Unpack(message):
+        raise internal(f"The work holds {payload.type_url!r}.", reason="UNREADABLE")
+    return message
+
+
+def announcer(context: WorkContext) -> Callable[[str], None]:
+    """Tells whoever waits for the item which step begins, from any thread."""
+    loop = asyncio.get_running_loop()
+
+    async def tell(step: str) -> None:
+        with contextlib.suppress(Exception):
+            await context.progress(gradients_pb2.Progress(step=step))
+
+    def announce(step: str) -> None:
+        asyncio.run_coroutine_threadsafe(tell(step), loop)
+
+    return announce

@@ -1,0 +1,202 @@
+"""One set of gradient options applied to one model, sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bxmesh.geometry.v1 import gradients_pb2
+from bxmesh.server.errors import invalid_argument, unimplemented
+from bxmesh.server.geometry.agent.steps import Steps
+from bxmesh.server.geometry.agent.warm_models import engine_call
+from bxmesh.server.geometry.conversions import (
+    geometry_value,
+    status_of,
+    unit_of,
+    xray_options,
+    xray_value,
+)
+from bxmesh.server.geometry.engine import SampleError
+from bxmesh.server.geometry.engine.model import BuiltModel
+from bxmesh.server.geometry.engine.xray import XrayTarget
+
+Array = NDArray[Any]
+_NO_STEP = Steps()
+
+
+class Evaluation:
+    """Computes energies and gradients of a model at given coordinates.
+
+    `scales` are X-ray scales of its own; without them the model's are used, which stay as they were at the
+    coordinates of the file. Not for several threads: hold the models' lock.
+    """
+
+    def __init__(
+        self,
+        model: BuiltModel,
+        options: gradients_pb2.GradientOptions,
+        scales: XrayTarget | None = None,
+    ) -> None:
+        _refuse_what_is_missing(options)
+        self.model = model
+        self.scales = scales
+        self._options = options
+        target = options.target or (
+            gradients_pb2.TARGET_COMBINED
+            if model.summary.data is not None
+            else gradients_pb2.TARGET_GEOMETRY
+        )
+        self.has_geometry = target != gradients_pb2.TARGET_XRAY
+        self.has_xray = target != gradients_pb2.TARGET_GEOMETRY
+        self._combined = target == gradients_pb2.TARGET_COMBINED
+        self._xray = xray_options(options)
+        if not self.has_xray and self._xray.with_respect_to != {"sites"}:
+            raise invalid_argument(
+                "options.with_respect_to",
+                "geometry depends on sites only; ask for the X-ray target for the others.",
+                reason="PARAMETER_NOT_IN_TARGET",
+            )
+        self._weights: tuple[float, float] | None = None
+
+    @property
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """The tensors per sample: name → (shape, unit)."""
+        atoms = len(self.model.atoms)
+        wanted = sorted(self._xray.with_respect_to, reverse=True)
+        sites = "sites" in wanted
+        tensors: dict[str, tuple[tuple[int, ...], str]] = {}
+        if self.has_geometry and sites:
+            tensors["geometry_sites"] = ((atoms, 3), unit_of("sites"))
+        if self.has_xray:
+            for parameter in wanted:
+                shape = (atoms, 3) if parameter == "sites" else (atoms,)
+                tensors[f"xray_{parameter}"] = (shape, unit_of(parameter))
+        if self._combined and sites:
+            tensors["combined_sites"] = ((atoms, 3), unit_of("sites"))
+        return tensors
+
+    def prepare(self, steps: Steps) -> None:
+        """Builds what the first evaluation needs; raises MeshError."""
+        if self.has_geometry:
+            engine_call(lambda: self.model.prepare("geometry", on_step=steps.step))
+        if self.has_xray and self.scales is None:
+            engine_call(lambda: self.model.prepare("xray", self._xray, steps.step))
+        if self._combined and self._weights is None:
+            self._weights = self._choose_weights(steps)
+
+    def refresh_scales(self, sites: Array) -> None:
+        """Gives this evaluation X-ray scales of its own, determined at `sites` float64 [N, 3]."""
+        self.scales = engine_call(lambda: self.model.scaled_at(sites))
+
+    def evaluate(
+        self, sites: Array | None, steps: Steps = _NO_STEP
+    ) -> tuple[gradients_pb2.SampleValue, dict[str, Array]]:
+        """The values and the gradients at `sites`, float64 [N, 3], or at the file's coordinates.
+
+        Bad coordinates are told in the value's status and have no gradients. Raises MeshError when the
+        model itself does not allow the target.
+        """
+        try:
+            return self._evaluate(sites, steps)
+        except SampleError as error:
+            value = gradients_pb2.SampleValue(status=status_of(error.status), message=error.message)
+            return value, {}
+
+    def _evaluate(
+        self, sites: Array | None, steps: Steps
+    ) -> tuple[gradients_pb2.SampleValue, dict[str, Array]]:
+        value = gradients_pb2.SampleValue(status=gradients_pb2.SAMPLE_STATUS_OK)
+        gradients: dict[str, Array] = {}
+        if self.has_geometry:
+            geometry = engine_call(lambda: self.model.geometry(sites, steps.step))
+            gradients["geometry_sites"] = geometry.gradients
+            value.geometry.CopyFrom(geometry_value(geometry, _norm(geometry.gradients)))
+        if self.has_xray:
+            xray = engine_call(
+                lambda: self.model.xray(sites, self._xray, steps.step, scales=self.scales)
+            )
+            for parameter, gradient in xray.gradients.items():
+                gradients[f"xray_{parameter}"] = gradient
+            sites_gradient = xray.gradients.get("sites")
+            value.xray.CopyFrom(
+                xray_value(xray, _norm(sites_gradient) if sites_gradient is not None else 0.0)
+            )
+        if self._combined:
+            self._combine(value, gradients, steps)
+        return value, gradients
+
+    def _combine(
+        self, value: gradients_pb2.SampleValue, gradients: dict[str, Array], steps: Steps
+    ) -> None:
+        if self._weights is None:
+            self._weights = self._choose_weights(steps)
+        geometry_weight, xray_weight = self._weights
+        combined = gradients_pb2.CombinedValue(
+            value=geometry_weight * value.geometry.energy + xray_weight * value.xray.value,
+            geometry_weight=geometry_weight,
+            xray_weight=xray_weight,
+        )
+        if "xray_sites" in gradients:
+            gradients["combined_sites"] = (
+                geometry_weight * gradients["geometry_sites"]
+                + xray_weight * gradients["xray_sites"]
+            )
+            combined.gradient_norm = _norm(gradients["combined_sites"])
+        value.combined.CopyFrom(combined)
+
+    def _choose_weights(self, steps: Steps) -> tuple[float, float]:
+        geometry_weight = self._options.geometry_weight or 1.0
+        if self._options.xray_weight:
+            return geometry_weight, self._options.xray_weight
+        geometry = engine_call(lambda: self.model.geometry(None, steps.step))
+        xray = engine_call(lambda: self.model.xray(None, self._xray_sites(), steps.step))
+        norm = _norm(xray.gradients["sites"])
+        ratio = _norm(geometry.gradients) / norm if norm > 0 else 1.0
+        return geometry_weight, ratio * geometry_weight
+
+    def _xray_sites(self) -> Any:
+        from dataclasses import replace
+
+        return replace(self._xray, with_respect_to=frozenset({"sites"}))
+
+
+def gradient_dtype(options: gradients_pb2.GradientOptions, given: np.dtype[Any] | None) -> str:
+    """The element type of an answer: as asked for, else that of the coordinates, else float64."""
+    if options.precision == gradients_pb2.PRECISION_FLOAT32:
+        return "<f4"
+    if options.precision == gradients_pb2.PRECISION_UNSPECIFIED and given == np.float32:
+        return "<f4"
+    return "<f8"
+
+
+def stack(
+    evaluation: Evaluation, gradients: Iterable[dict[str, Array]], samples: int, dtype: str
+) -> dict[str, Array]:
+    """The tensors of several samples as [samples, …]; a sample without gradients is zero."""
+    arrays = {
+        name: np.zeros((samples, *shape), dtype=dtype)
+        for name, (shape, _) in evaluation.tensors.items()
+    }
+    for index, sample in enumerate(gradients):
+        for name, array in arrays.items():
+            if name in sample:
+                array[index] = sample[name]
+    return arrays
+
+
+def _norm(gradient: Array) -> float:
+    return float(np.sqrt(np.vdot(gradient, gradient)))
+
+
+def _refuse_what_is_missing(options: gradients_pb2.GradientOptions) -> None:
+    for name, wanted in (
+        ("selection", bool(options.selection)),
+        ("gradients_per_term", options.gradients_per_term),
+        ("twin_law", bool(options.twin_law)),
+        ("engine FAST", options.engine == gradients_pb2.ENGINE_FAST),
+    ):
+        if wanted:
+            raise unimplemented(f"This server does not offer {name} yet; leave it out.")

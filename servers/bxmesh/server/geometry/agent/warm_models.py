@@ -1,0 +1,132 @@
+"""The models that a worker keeps built, least recently used first to go."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
+
+import grpc
+
+from bxmesh.geometry.v1 import model_pb2
+from bxmesh.server.bundles import BundleStore
+from bxmesh.server.errors import MeshError, invalid_argument
+from bxmesh.server.geometry.agent.steps import Steps
+from bxmesh.server.geometry.conversions import error_of, model_options
+from bxmesh.server.geometry.engine import EngineError, ModelInputs, RestraintLibrary
+from bxmesh.server.geometry.engine.model import BuiltModel, build
+
+
+class WarmModels:
+    """Builds models on demand and keeps them within bounds.
+
+    cctbx is not for several threads at a time: whoever touches a model holds `lock`.
+    """
+
+    def __init__(
+        self,
+        store: BundleStore,
+        library: RestraintLibrary,
+        *,
+        most_models: int,
+        most_bytes: int,
+        most_atoms: int,
+    ) -> None:
+        self.lock = threading.RLock()
+        self._store = store
+        self._library = library
+        self._most_models = most_models
+        self._most_bytes = most_bytes
+        self._most_atoms = most_atoms
+        self._models: OrderedDict[str, BuiltModel] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def __contains__(self, model_id: str) -> bool:
+        return model_id in self._models
+
+    def warm_up(self) -> None:
+        """Loads what every build needs, before the first request."""
+        with self.lock:
+            self._library.load()
+            _freeze()
+
+    def get(self, spec: model_pb2.ModelSpec, steps: Steps) -> BuiltModel:
+        """The built model of a spec; call it, and use what it returns, while holding `lock`.
+
+        Raises MeshError for inputs that are gone or cannot be read.
+        """
+        key = hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
+        model = self._models.get(key)
+        if model is not None:
+            self._models.move_to_end(key)
+            return model
+        model = self._build(spec, steps)
+        self._models[key] = model
+        self._evict()
+        _freeze()
+        return model
+
+    def _build(self, spec: model_pb2.ModelSpec, steps: Steps) -> BuiltModel:
+        with steps.step("read_bundles"):
+            inputs = ModelInputs(
+                macromolecule=self._read(spec.macromolecule, "spec.macromolecule"),
+                reflections=(
+                    self._read(spec.reflections, "spec.reflections") if spec.reflections else None
+                ),
+                restraints=tuple(
+                    self._read(bundle_id, "spec.restraints") for bundle_id in spec.restraints
+                ),
+                options=model_options(spec.options),
+            )
+        model = engine_call(lambda: build(inputs, self._library, steps.step))
+        if len(model.atoms) > self._most_atoms:
+            raise invalid_argument(
+                "macromolecule",
+                f"the model has {len(model.atoms)} atoms; this mesh takes {self._most_atoms}.",
+                reason="MODEL_TOO_LARGE",
+            )
+        return model
+
+    def _read(self, bundle_id: str, field: str) -> bytes:
+        try:
+            return self._store.read(bundle_id)
+        except MeshError as error:
+            if error.code is not grpc.StatusCode.NOT_FOUND:
+                raise
+            raise MeshError(
+                grpc.StatusCode.NOT_FOUND,
+                error.reason,
+                f"{field}: {error.message} Upload it again and create the model anew.",
+                metadata={"bundle_id": bundle_id},
+            ) from error
+
+    def _evict(self) -> None:
+        while len(self._models) > 1 and (
+            len(self._models) > self._most_models
+            or sum(model.nbytes_estimate for model in self._models.values()) > self._most_bytes
+        ):
+            self._models.popitem(last=False)
+
+
+_T = TypeVar("_T")
+
+
+def engine_call(call: Callable[[], _T]) -> _T:
+    """Calls the engine and gives its errors the caller's form."""
+    try:
+        return call()
+    except EngineError as error:
+        raise error_of(error) from error
+
+
+def _freeze() -> None:
+    # Collections of a large heap cost a worker 100 ms now and then; what is long-lived leaves the heap
+    # that is looked through. Evicted models are garbage in cycles, so it is looked through once here.
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,57 @@
+"""Batches of coordinates as bundles: NumPy files (.npy)."""
+
+from __future__ import annotations
+
+import io
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bxmesh.geometry.v1 import bundle_pb2
+from bxmesh.server.bundles import BundleStore
+from bxmesh.server.errors import invalid_argument
+
+
+def load_coordinates(store: BundleStore, bundle_id: str) -> NDArray[Any]:
+    """The array [N, 3] or [B, N, 3] in a bundle, mapped and not read.
+
+    Raises MeshError NOT_FOUND for an unknown bundle, INVALID_ARGUMENT for one that is no such array.
+    """
+    try:
+        array: Any = np.lib.format.open_memmap(store.path(bundle_id), mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise invalid_argument(
+            "coordinates.bundle_id",
+            "this bundle is not a NumPy file (.npy) of numbers.",
+            reason="COORDINATES_UNREADABLE",
+        ) from error
+    if array.ndim not in (2, 3):
+        raise invalid_argument(
+            "coordinates.bundle_id",
+            f"the array has {array.ndim} dimensions; it must be [N, 3] or [B, N, 3].",
+            reason="COORDINATES_SHAPE",
+        )
+    return np.asarray(array)
+
+
+def save_coordinates(
+    store: BundleStore, array: NDArray[Any], *, lifetime: timedelta, owner: str = ""
+) -> str:
+    """Stores an array for a while; returns the bundle's id."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array))
+    )
+    with store.writer(
+        bundle_pb2.BUNDLE_KIND_COORDINATES,
+        media_type="application/x-npy",
+        owner=owner,
+        lifetime=lifetime,
+        durable=False,
+    ) as writer:
+        writer.write(header.getvalue())
+        writer.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        bundle, _ = writer.commit()
+    return bundle.bundle_id

@@ -1,0 +1,274 @@
+"""A model as the worker holds it: read once, its targets built when they are first needed."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import numpy as np
+
+from bxmesh.server.geometry.engine import (  # isort: skip  (the first guards the others)
+    cctbx_first,  # noqa: F401
+    macromolecule,
+    reflections,
+    restraints,
+)
+from bxmesh.server.geometry.engine.coordinates import check_sample
+from bxmesh.server.geometry.engine.errors import EngineError, SampleError
+from bxmesh.server.geometry.engine.library import RestraintLibrary
+from bxmesh.server.geometry.engine.types import (
+    AtomTable,
+    DataSummary,
+    Floats,
+    GeometryResult,
+    Mask,
+    ModelInputs,
+    ModelSummary,
+    SampleStatus,
+    StepFactory,
+    UnitCell,
+    XrayOptions,
+    XrayResult,
+)
+from bxmesh.server.geometry.engine.xray import XrayTarget, scattering_table
+
+_BYTES_PER_MODEL = 500_000
+_BYTES_PER_ATOM = 4_500
+_BYTES_PER_REFLECTION = 2_000
+
+
+def untraced(name: str) -> AbstractContextManager[None]:
+    """Observe no step."""
+    return nullcontext()
+
+
+def build(
+    inputs: ModelInputs, library: RestraintLibrary, on_step: StepFactory = untraced
+) -> "BuiltModel":
+    """Read the files of a model; raises EngineError.
+
+    `on_step(name)` is entered around each step: parse and read_reflections here,
+    build_restraints, scale, energies and xray_target later.
+    """
+    with on_step("parse"):
+        molecule = macromolecule.read(inputs.macromolecule)
+        dictionaries = restraints.read_dictionaries(inputs.restraints)
+    data = None
+    if inputs.reflections is not None:
+        with on_step("read_reflections"):
+            data = reflections.read(inputs.reflections, molecule.symmetry, inputs.options)
+    return BuiltModel(inputs, library, molecule, dictionaries, data, on_step)
+
+
+class BuiltModel:
+    """A model with its geometry restraints and X-ray targets, for one thread.
+
+    Coordinates and gradients are float64 [N, 3] in Å, N all atoms of the input file in its order.
+    """
+
+    summary: ModelSummary
+    atoms: AtomTable
+    atom_mask: Mask
+    """[N], True for the atoms with geometry restraints."""
+
+    def __init__(
+        self,
+        inputs: ModelInputs,
+        library: RestraintLibrary,
+        molecule: macromolecule.Macromolecule,
+        dictionaries: tuple[Any, ...],
+        data: reflections.Reflections | None,
+        on_step: StepFactory,
+    ) -> None:
+        self._options = inputs.options
+        self._library = library
+        self._molecule = molecule
+        self._dictionaries = dictionaries
+        self._reflections = data
+        self._on_step = on_step
+        self._geometry: restraints.GeometryTarget | None = None
+        self._xray: XrayTarget | None = None
+        self.atoms = molecule.atoms
+        notices = [*molecule.notices, *(data.notices if data else ())]
+        unknown = self._find_unknown(notices)
+        self.atom_mask = self._choose_restrained(notices)
+        self.summary = self._summarise(unknown, tuple(notices))
+
+    @property
+    def nbytes_estimate(self) -> int:
+        """Rough memory of the model with its targets built, in bytes."""
+        size = _BYTES_PER_MODEL + _BYTES_PER_ATOM * len(self.atoms)
+        if self._reflections is not None:
+            size += _BYTES_PER_REFLECTION * self._reflections.f_obs.size()
+        return size
+
+    def prepare(
+        self,
+        target: Literal["geometry", "xray"],
+        options: XrayOptions = XrayOptions(),
+        on_step: StepFactory | None = None,
+    ) -> None:
+        """Build what `target` needs before its first evaluation; raises EngineError."""
+        step = on_step or self._on_step
+        if target == "geometry":
+            self._geometry_target(step)
+        else:
+            self._xray_target().prepare(options, step)
+
+    def geometry(
+        self, sites: Floats | None = None, on_step: StepFactory | None = None
+    ) -> GeometryResult:
+        """Return the geometry target at `sites`, the file's coordinates when None.
+
+        Raises EngineError, and SampleError when only these coordinates are at fault.
+        """
+        step = on_step or self._on_step
+        target = self._geometry_target(step)
+        sites = self._checked(sites)
+        with step("energies"):
+            return target.evaluate(sites)
+
+    def xray(
+        self,
+        sites: Floats | None = None,
+        options: XrayOptions = XrayOptions(),
+        on_step: StepFactory | None = None,
+        *,
+        scales: XrayTarget | None = None,
+    ) -> XrayResult:
+        """Return the X-ray target at `sites`, the file's coordinates when None.
+
+        `scales` are those of `scaled_at`; without them the model's own hold.
+        Raises EngineError, and SampleError when only these coordinates are at fault.
+        """
+        target = scales or self._xray_target()
+        return target.evaluate(self._checked(sites), options, on_step or self._on_step)
+
+    def scaled_at(self, sites: Floats) -> XrayTarget:
+        """Return X-ray targets of their own, with scales determined at `sites`, for `xray`."""
+        target = self._new_xray_target()
+        target.refresh_scales(self._checked(sites))
+        return target
+
+    def refresh_scales(self, sites: Floats | None = None) -> None:
+        """Determine scales, bulk solvent and likelihood parameters anew at `sites`."""
+        self._xray_target().refresh_scales(self._checked(sites))
+
+    def _checked(self, sites: Floats | None) -> Floats:
+        if sites is None:
+            return self.atoms.sites
+        if sites.shape != self.atoms.sites.shape or sites.dtype != np.float64:
+            raise EngineError(
+                "COORDINATES_SHAPE",
+                f"Coordinates must be float64 [{len(self.atoms)}, 3], not {sites.dtype} "
+                f"{list(sites.shape)}.",
+                field="coordinates",
+            )
+        check = check_sample(sites)
+        if check.status is not SampleStatus.OK:
+            raise SampleError(check.status, check.message)
+        return sites
+
+    def _geometry_target(self, on_step: StepFactory) -> restraints.GeometryTarget:
+        if self._geometry is None:
+            self._refuse_unknown()
+            with on_step("build_restraints"):
+                self._geometry = restraints.build(
+                    self._molecule, self._library, self._dictionaries, self.atom_mask
+                )
+        return self._geometry
+
+    def _xray_target(self) -> XrayTarget:
+        if self._xray is None:
+            self._xray = self._new_xray_target()
+        return self._xray
+
+    def _new_xray_target(self) -> XrayTarget:
+        if self._reflections is None:
+            raise EngineError(
+                "NO_REFLECTIONS",
+                "The X-ray target needs reflections and the model was created without any.",
+                field="reflections",
+            )
+        return XrayTarget(self._molecule, self._reflections, self._options.scattering_table)
+
+    def _find_unknown(self, notices: list[str]) -> tuple[str, ...]:
+        try:
+            return restraints.unknown_residues(self._molecule, self._library, self._dictionaries)
+        except EngineError as error:
+            if error.field != "options":
+                raise
+            notices.append(f"Geometry is not available. {error.message}")
+            return ()
+
+    def _refuse_unknown(self) -> None:
+        self._library.load()
+        unknown = self.summary.unknown_residues
+        if unknown:
+            raise EngineError(
+                "UNKNOWN_RESIDUES",
+                f"The restraint library does not know {', '.join(unknown)}. Give a restraint CIF "
+                "for each with the model.",
+                field="macromolecule",
+                subjects=unknown,
+            )
+
+    def _choose_restrained(self, notices: list[str]) -> Mask:
+        hydrogens = self._molecule.hydrogens
+        mode = self._options.hydrogens
+        strip = mode == "strip"
+        if mode == "auto" and hydrogens.any():
+            try:
+                strip = not self._library.knows_hydrogens
+            except EngineError:
+                strip = False
+            if strip:
+                notices.append(
+                    f"{int(hydrogens.sum())} hydrogens are not restrained: the restraint library "
+                    "does not know their names."
+                )
+        mask = ~hydrogens if strip else np.ones(len(hydrogens), dtype=np.bool_)
+        if not mask.any():
+            raise EngineError(
+                "NO_ATOMS", "The macromolecule has only hydrogens.", field="macromolecule"
+            )
+        mask.flags.writeable = False
+        return mask
+
+    def _summarise(self, unknown: tuple[str, ...], notices: tuple[str, ...]) -> ModelSummary:
+        symmetry = self._molecule.symmetry
+        cell: UnitCell | None = symmetry.unit_cell().parameters() if symmetry else None
+        group = str(symmetry.space_group_info()) if symmetry else None
+        return ModelSummary(
+            format=self._molecule.format,
+            atoms=len(self.atoms),
+            residues=sum(1 for _ in self._molecule.hierarchy.residue_groups()),
+            chains=len(set(self.atoms.chain)),
+            unit_cell=cell,
+            space_group=group,
+            hydrogens=int(self._molecule.hydrogens.sum()),
+            hydrogens_stripped=int((~self.atom_mask).sum()),
+            altlocs=tuple(sorted({str(letter) for letter in self.atoms.altloc if letter})),
+            unknown_residues=unknown,
+            data=self._summarise_data(),
+            notices=notices,
+        )
+
+    def _summarise_data(self) -> DataSummary | None:
+        data = self._reflections
+        if data is None:
+            return None
+        d_max, d_min = data.f_obs.d_max_min()
+        free = data.r_free_flags.data().count(True) if data.r_free_flags else 0
+        return DataSummary(
+            labels=data.labels,
+            kind="intensities" if data.is_intensity else "amplitudes",
+            anomalous_merged=data.anomalous_merged,
+            reflections=data.f_obs.size(),
+            work=data.f_obs.size() - free,
+            free=free,
+            d_min=d_min,
+            d_max=d_max,
+            r_free_labels=data.r_free_labels,
+            r_free_test_value=data.r_free_test_value,
+            r_free_generated=data.r_free_generated,
+            scattering_table=scattering_table(self._molecule, self._options.scattering_table),
+        )

@@ -1,0 +1,186 @@
+"""Geometry restraints: building them once, evaluating them often."""
+
+from typing import Any
+
+import iotbx.cif
+import mmtbx.model
+import numpy as np
+from cctbx.array_family import flex
+from libtbx.utils import null_out
+from mmtbx.monomer_library import pdb_interpretation
+
+from bxmesh.server.geometry.engine import files
+from bxmesh.server.geometry.engine.errors import EngineError, SampleError
+from bxmesh.server.geometry.engine.library import RestraintLibrary
+from bxmesh.server.geometry.engine.macromolecule import Macromolecule
+from bxmesh.server.geometry.engine.order import AtomOrder
+from bxmesh.server.geometry.engine.types import Floats, GeometryResult, Mask, SampleStatus, Term
+from bxmesh.server.geometry.engine.words import words
+
+_PLAIN_PAIRS_RADIUS = 5.0
+_TERMS = (
+    "bond", "angle", "dihedral", "chirality", "planarity", "parallelity", "nonbonded",
+    "reference_dihedral", "ncs_dihedral", "den", "ramachandran", "reference_coordinate",
+)
+_FIELDS = tuple((term, f"{term}_residual_sum", f"n_{term}_proxies") for term in _TERMS)
+
+
+class GeometryTarget:
+    """The geometry restraints of one model."""
+
+    def __init__(self, manager: Any, order: AtomOrder) -> None:
+        self._manager = manager
+        self._order = order
+
+    def evaluate(self, sites: Floats) -> GeometryResult:
+        """Return energy, terms and gradients at `sites` [N, 3]; raises SampleError."""
+        try:
+            energies = self._manager.energies_sites(
+                sites_cart=self._order.to_flex(sites), compute_gradients=True
+            )
+        except (RuntimeError, AssertionError, ValueError) as error:
+            self._forget_pairs()
+            raise _sample_error(error) from error
+        gradients = energies.gradients.as_double().as_numpy_array().reshape(-1, 3)
+        energy = energies.target
+        if not np.isfinite(energy + gradients.sum()):
+            raise SampleError(
+                SampleStatus.NON_FINITE, "The geometry energy or its gradients are not finite."
+            )
+        values = vars(energies)
+        terms = {
+            term: Term(values[residual], values[count])
+            for term, residual, count in _FIELDS
+            if values.get(count) is not None
+        }
+        return GeometryResult(energy, terms, self._order.to_file(gradients), self._order.mask)
+
+    def _forget_pairs(self) -> None:
+        self._manager._sites_cart_used_for_pair_proxies = None
+
+
+def unknown_residues(
+    model: Macromolecule, library: RestraintLibrary, dictionaries: tuple[Any, ...]
+) -> tuple[str, ...]:
+    """Return the names of the residues that neither library nor dictionaries define."""
+    monomers, energies = library.with_restraints(dictionaries)
+    unknown: dict[str, None] = {}
+    seen: set[str] = set()
+    for group in model.hierarchy.atom_groups():
+        name = group.resname.strip()
+        if name in seen:
+            continue
+        seen.add(name)
+        names = [atom.name.replace(" ", "") for atom in group.atoms()]
+        monomer, _ = monomers.get_comp_comp_id_and_atom_name_interpretation(
+            residue_name=group.resname, atom_names=names
+        )
+        if monomer is None and not _is_single_atom(group, energies):
+            unknown[name] = None
+    return tuple(unknown)
+
+
+def read_dictionaries(data: tuple[bytes, ...]) -> tuple[Any, ...]:
+    """Return the parsed restraint CIFs; raises EngineError with RESTRAINTS_UNREADABLE."""
+    return tuple(_read_dictionary(item, number) for number, item in enumerate(data, start=1))
+
+
+def build(
+    model: Macromolecule,
+    library: RestraintLibrary,
+    dictionaries: tuple[Any, ...],
+    keep: Mask,
+) -> GeometryTarget:
+    """Return the restraints of the atoms in `keep` [N]; raises EngineError."""
+    monomers, energies = library.with_restraints(dictionaries)
+    kept = keep[model.order]
+    places = model.order[kept]
+    hierarchy = model.hierarchy.select(flex.bool(kept), copy_atoms=True)
+    hierarchy.atoms().reset_i_seq()
+    parameters = mmtbx.model.manager.get_default_pdb_interpretation_params()
+    # The atoms stay where the file has them, whatever the naming convention.
+    parameters.pdb_interpretation.flip_symmetric_amino_acids = False
+    log = null_out()
+    try:
+        processed = pdb_interpretation.process(
+            mon_lib_srv=monomers,
+            ener_lib=energies,
+            params=parameters.pdb_interpretation,
+            pdb_inp=model.source,
+            pdb_hierarchy=hierarchy,
+            strict_conflict_handling=False,
+            crystal_symmetry=model.symmetry,
+            force_symmetry=True,
+            log=log,
+            substitute_non_crystallographic_unit_cell_if_necessary=True,
+        )
+        _refuse_unknown(processed)
+        manager = processed.geometry_restraints_manager(
+            show_energies=False,
+            plain_pairs_radius=_PLAIN_PAIRS_RADIUS,
+            params_edits=parameters.geometry_restraints.edits,
+            params_remove=parameters.geometry_restraints.remove,
+            assume_hydrogens_all_missing=not model.hydrogens[places].any(),
+        )
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(
+            "RESTRAINTS_NOT_BUILT",
+            f"Geometry restraints cannot be built for this model: {words(error)}",
+            field="macromolecule",
+        ) from error
+    return GeometryTarget(manager, AtomOrder(places, len(model.atoms)))
+
+
+def _read_dictionary(data: bytes, number: int) -> Any:
+    field, reason = "restraints", "RESTRAINTS_UNREADABLE"
+    text = files.decode(files.decompress(data, field=field), field=field, reason=reason)
+    try:
+        document = iotbx.cif.reader(input_string=text, strict=False).model()
+    except Exception as error:
+        raise EngineError(
+            reason,
+            f"Restraint dictionary {number} is not CIF: {words(error)}",
+            field=field,
+        ) from error
+    if not any(key.startswith(("comp_", "link_", "mod_")) for key in document):
+        raise EngineError(
+            reason,
+            f"Restraint dictionary {number} has no data_comp_, data_link_ or data_mod_ block; make "
+            "one with a program such as eLBOW, AceDRG or Grade.",
+            field=field,
+        )
+    return document
+
+
+def _is_single_atom(group: Any, energies: Any) -> bool:
+    if group.atoms_size() != 1:
+        return False
+    atom = group.atoms()[0]
+    ion = pdb_interpretation.ad_hoc_single_atom_residue(group.resname, atom.name, atom.element)
+    return ion.scattering_type is not None and ion.energy_type in energies.lib_atom
+
+
+def _refuse_unknown(processed: Any) -> None:
+    proxies = processed.all_chain_proxies
+    atoms = proxies.pdb_hierarchy.atoms()
+    unknown = proxies.nonbonded_energy_type_registry.get_unknown_atoms(atoms, return_iseqs=True)
+    if not unknown:
+        return
+    labels = tuple(atoms[i_seq].id_str().strip() for i_seq in unknown)
+    raise EngineError(
+        "UNKNOWN_ATOMS",
+        f"{len(labels)} atoms are not in the dictionary of their residue: "
+        f"{'; '.join(labels[:5])}{' …' if len(labels) > 5 else ''}. Rename them or give a restraint "
+        "CIF for the residue with the model.",
+        field="macromolecule",
+        subjects=labels,
+    )
+
+
+def _sample_error(error: Exception) -> SampleError:
+    message = words(error)
+    if "max_reasonable_bond_distance" in message:
+        return SampleError(SampleStatus.EXPLODED, f"Bonded atoms are too far apart: {message}")
+    return SampleError(SampleStatus.FAILED, f"The restraints cannot be evaluated: {message}")

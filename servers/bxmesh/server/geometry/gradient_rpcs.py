@@ -1,0 +1,232 @@
+"""ComputeGradients: a batch is cut into shares, computed by several workers, and streamed in order."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from bxmesh.geometry.v1 import geometry_work_pb2, gradients_pb2
+from bxmesh.server.errors import invalid_argument
+from bxmesh.server.geometry.agent.capabilities import GRADIENTS
+from bxmesh.server.geometry.coordinates import load_coordinates, save_coordinates
+from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
+from bxmesh.server.streams import Submission
+from bxmesh.tensor.v1 import tensor_pb2
+from bxmesh.tensors import TensorError, chunk_bytes_or_default, from_message, size_bytes
+
+_Response = gradients_pb2.ComputeGradientsResponse
+
+# About 20 ms of geometry: long against the cost of a work item, short against that of a batch.
+_ATOMS_PER_SHARE = 20_000
+_XRAY_FACTOR = 16
+_MOST_SAMPLES_PER_SHARE = 256
+_SHARES_AHEAD_PER_WORKER = 3
+# What is larger goes through the store, so that the append-only file of Redis stays small.
+_INLINE_BYTES = 64 * 1024
+
+
+@dataclass
+class _Call:
+    """One ComputeGradients and how far it is."""
+
+    work: geometry_work_pb2.GradientsWork
+    request_id: str
+    deadline: float
+    chunk_bytes: int
+    samples: int
+    batched: bool
+    samples_done: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    bundle_ids: list[str] = field(default_factory=list)
+    worker_ids: set[str] = field(default_factory=set)
+    tensors_begun: set[str] = field(default_factory=set)
+    engine: gradients_pb2.Engine.ValueType = gradients_pb2.ENGINE_UNSPECIFIED
+
+
+class GradientRpcs:
+    """The RPC that computes gradients for given coordinates."""
+
+    _mesh: GeometryMesh
+
+    async def ComputeGradients(
+        self,
+        request: gradients_pb2.ComputeGradientsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[_Response]:
+        """Streams values and gradients in the order of the samples."""
+        call = await self._accept(request, context)
+        yield _Response(
+            progress=gradients_pb2.Progress(step="queued", samples_total=call.samples)
+        )
+        ranked = await self._mesh.router.workers(routing_key(call.work.spec))
+        shares = deque(_shares(call))
+        ahead: deque[tuple[AsyncExitStack, Submission]] = deque()
+        most_ahead = max(1, len(ranked)) * _SHARES_AHEAD_PER_WORKER
+        index = 0
+        try:
+            while shares or ahead:
+                while shares and len(ahead) < most_ahead:
+                    ahead.append(await self._submit(call, shares.popleft(), ranked, index))
+                    index += 1
+                stack, submission = ahead[0]
+                async for event in submission.events():
+                    if event.WhichOneof("event") == "progress":
+                        yield _progress(call, event.progress)
+                        continue
+                    for response in self._responses(call, event.outcome):
+                        yield response
+                ahead.popleft()
+                await stack.aclose()
+        finally:
+            for stack, _ in ahead:
+                await stack.aclose()
+        yield _Response(summary=_summary(call))
+
+    async def _accept(
+        self,
+        request: gradients_pb2.ComputeGradientsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> _Call:
+        mesh = self._mesh
+        work = geometry_work_pb2.GradientsWork(
+            model_id=request.model_id, spec=mesh.model(request.model_id), options=request.options
+        )
+        shape: tuple[int, ...] = ()
+        source = request.coordinates.WhichOneof("source")
+        if source == "bundle_id":
+            work.coordinates.CopyFrom(request.coordinates)
+            shape = load_coordinates(mesh.store, request.coordinates.bundle_id).shape
+        elif source == "tensor":
+            tensor = request.coordinates.tensor
+            shape = tuple(tensor.spec.shape)
+            try:
+                size_bytes(tensor.spec, max_bytes=mesh.settings.max_batch_bytes)
+                if len(tensor.data) > _INLINE_BYTES:
+                    array = from_message(tensor, max_bytes=mesh.settings.max_batch_bytes)
+                    work.coordinates.bundle_id = await asyncio.to_thread(
+                        save_coordinates, mesh.store, array, lifetime=mesh.result_lifetime
+                    )
+                else:
+                    work.coordinates.tensor.CopyFrom(tensor)
+            except TensorError as error:
+                raise invalid_argument("coordinates", str(error), reason=error.reason) from error
+        batched = len(shape) == 3
+        if batched and not shape[0]:
+            raise invalid_argument(
+                "coordinates", "the batch is empty.", reason="COORDINATES_SHAPE"
+            )
+        return _Call(
+            work,
+            f"{caller()}:gradients:{request.request_id}" if request.request_id else "",
+            mesh.deadline(context),
+            chunk_bytes_or_default(request.chunk_bytes),
+            shape[0] if batched else 1,
+            batched,
+        )
+
+    async def _submit(
+        self, call: _Call, share: tuple[int, int], ranked: list[str], index: int
+    ) -> tuple[AsyncExitStack, Submission]:
+        mesh = self._mesh
+        work = geometry_work_pb2.GradientsWork()
+        work.CopyFrom(call.work)
+        work.sample_start, work.sample_stop = share
+        worker_id = mesh.router.choose(ranked, index)
+        stack = AsyncExitStack()
+        stack.enter_context(mesh.router.occupied(worker_id))
+        try:
+            submission = await stack.enter_async_context(
+                mesh.client.submit(
+                    mesh.queue,
+                    GRADIENTS,
+                    work,
+                    lane=worker_id,
+                    request_id=f"{call.request_id}:{share[0]}" if call.request_id else "",
+                    deadline=call.deadline,
+                    identity=caller(),
+                )
+            )
+        except BaseException:
+            await stack.aclose()
+            raise
+        return stack, submission
+
+    def _responses(self, call: _Call, outcome: Any) -> Any:
+        result = result_of(outcome, geometry_work_pb2.GradientsWorkResult)
+        call.samples_done += len(result.samples)
+        call.worker_ids.add(outcome.worker_id)
+        call.bundle_ids.append(result.bundle_id)
+        call.engine = result.engine
+        for step in result.step_times:
+            call.seconds[step.step] = call.seconds.get(step.step, 0.0) + step.seconds
+        for sample in result.samples:
+            yield _Response(sample=sample)
+        with self._mesh.store.open(result.bundle_id) as content:
+            for spec in result.tensors:
+                yield from _chunks(call, spec, result.samples[0].sample, content)
+
+
+def _shares(call: _Call) -> list[tuple[int, int]]:
+    # They depend on the request alone, so that a repeated one finds its answers.
+    if not call.batched:
+        return [(0, 1)]
+    shape = call.work.coordinates.tensor.spec.shape
+    atoms = shape[1] if shape else _ATOMS_PER_SHARE // 8
+    size = max(1, _ATOMS_PER_SHARE // max(1, atoms))
+    if call.work.options.target != gradients_pb2.TARGET_GEOMETRY and call.work.spec.reflections:
+        size = max(1, size // _XRAY_FACTOR)
+    size = min(size, _MOST_SAMPLES_PER_SHARE)
+    return [(at, min(at + size, call.samples)) for at in range(0, call.samples, size)]
+
+
+def _chunks(call: _Call, spec: tensor_pb2.TensorSpec, sample: int, content: Any) -> Any:
+    """One tensor of a share, as chunks at its place in the whole tensor."""
+    size = size_bytes(spec, max_bytes=2**62)
+    per_sample = size // spec.shape[0]
+    start = sample * per_sample
+    header = None
+    if spec.name not in call.tensors_begun:
+        call.tensors_begun.add(spec.name)
+        header = tensor_pb2.TensorHeader(
+            total_bytes=per_sample * call.samples, chunk_bytes=call.chunk_bytes
+        )
+        header.spec.CopyFrom(spec)
+        del header.spec.shape[:]
+        header.spec.shape.extend([call.samples, *spec.shape[1:]] if call.batched else spec.shape[1:])
+    for at in range(0, size, call.chunk_bytes):
+        data = content.read(min(call.chunk_bytes, size - at))
+        chunk = tensor_pb2.TensorChunk(
+            header=header if at == 0 else None,
+            name=spec.name,
+            offset=start + at,
+            data=data,
+            crc32=zlib.crc32(data),
+        )
+        yield _Response(chunk=chunk)
+
+
+def _progress(call: _Call, event: Any) -> _Response:
+    progress = gradients_pb2.Progress()
+    event.Unpack(progress)
+    progress.samples_done = call.samples_done
+    progress.samples_total = call.samples
+    return _Response(progress=progress)
+
+
+def _summary(call: _Call) -> gradients_pb2.GradientsSummary:
+    return gradients_pb2.GradientsSummary(
+        step_times=[
+            gradients_pb2.StepTime(step=step, seconds=seconds)
+            for step, seconds in call.seconds.items()
+        ],
+        bundle_ids=call.bundle_ids,
+        engine=call.engine,
+        worker_ids=sorted(call.worker_ids),
+    )

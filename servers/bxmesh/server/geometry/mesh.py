@@ -1,0 +1,83 @@
+"""What the RPCs of the geometry service work with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from bxmesh.geometry.v1 import bundle_pb2, model_pb2
+from bxmesh.server.bundles import BundleStore
+from bxmesh.server.errors import MeshError, internal
+from bxmesh.server.geometry.routing import Router
+from bxmesh.server.geometry.session_record import SessionRecords
+from bxmesh.server.interceptors import current_identity
+from bxmesh.server.settings import Settings
+from bxmesh.server.streams import WorkClient, WorkQueue
+from bxmesh.work.v1 import work_pb2
+
+_M = TypeVar("_M", bound=Message)
+
+
+@dataclass(frozen=True)
+class GeometryMesh:
+    """The store, the queue and the workers, as the geometry service sees them."""
+
+    settings: Settings
+    store: BundleStore
+    queue: WorkQueue
+    client: WorkClient
+    router: Router
+    sessions: SessionRecords
+
+    @property
+    def result_lifetime(self) -> timedelta:
+        """How long computed results are kept."""
+        return timedelta(seconds=self.settings.result_lifetime)
+
+    def deadline(self, context: grpc.aio.ServicerContext[Any, Any]) -> float:
+        """When the caller stops waiting, in Unix seconds."""
+        remaining = context.time_remaining()
+        limit = self.settings.calculation_timeout
+        return time.time() + (limit if remaining is None else min(limit, remaining))
+
+    def model(self, model_id: str) -> model_pb2.ModelSpec:
+        """What a model is made of; raises MeshError NOT_FOUND."""
+        try:
+            bundle = self.store.get(model_id)
+            if bundle.kind == bundle_pb2.BUNDLE_KIND_MODEL:
+                return model_pb2.ModelSpec.FromString(self.store.read(model_id))
+        except MeshError as error:
+            if error.code is not grpc.StatusCode.NOT_FOUND:
+                raise
+        raise MeshError(
+            grpc.StatusCode.NOT_FOUND,
+            "MODEL_NOT_FOUND",
+            f"There is no model {model_id}, or no longer. Create it with CreateModel.",
+            metadata={"model_id": model_id},
+        )
+
+
+def result_of(outcome: work_pb2.WorkOutcome, kind: type[_M]) -> _M:
+    """The result in an outcome; raises the MeshError that it holds instead."""
+    if outcome.status.code:
+        raise MeshError.from_status(outcome.status)
+    result = kind()
+    if not outcome.result.Unpack(result):
+        raise internal("A worker answered with something else than was asked for.")
+    return result
+
+
+def caller() -> str:
+    """The name of whoever calls."""
+    return current_identity().id
+
+
+def routing_key(spec: model_pb2.ModelSpec) -> str:
+    """By what a model finds its worker: all that it is built from."""
+    return sha256(spec.SerializeToString(deterministic=True)).hexdigest()

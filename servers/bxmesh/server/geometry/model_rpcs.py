@@ -1,0 +1,61 @@
+"""CreateModel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from bxmesh.geometry.v1 import bundle_pb2, geometry_work_pb2, model_pb2
+from bxmesh.server.geometry.agent.capabilities import CREATE_MODEL
+from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
+
+
+class ModelRpcs:
+    """The RPCs about models."""
+
+    _mesh: GeometryMesh
+
+    async def CreateModel(
+        self,
+        request: model_pb2.CreateModelRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> model_pb2.CreateModelResponse:
+        """Lets a worker read the inputs, and remembers what the model is made of."""
+        mesh = self._mesh
+        for bundle_id in (
+            request.spec.macromolecule,
+            *([request.spec.reflections] if request.spec.reflections else []),
+            *request.spec.restraints,
+        ):
+            mesh.store.get(bundle_id)
+        content = request.spec.SerializeToString(deterministic=True)
+        work = geometry_work_pb2.CreateModelWork(
+            spec=request.spec, include_atoms=request.include_atoms
+        )
+        worker_id = mesh.router.choose(await mesh.router.workers(routing_key(request.spec)))
+        request_id = f"{caller()}:model:{request.request_id}" if request.request_id else ""
+        with mesh.router.occupied(worker_id):
+            async with mesh.client.submit(
+                mesh.queue,
+                CREATE_MODEL,
+                work,
+                lane=worker_id,
+                request_id=request_id,
+                deadline=mesh.deadline(context),
+                identity=caller(),
+            ) as submission:
+                outcome = await submission.outcome()
+        result = result_of(outcome, geometry_work_pb2.CreateModelWorkResult)
+        bundle, _ = mesh.store.put(
+            content,
+            bundle_pb2.BUNDLE_KIND_MODEL,
+            media_type="application/x-protobuf; type=bxmesh.geometry.v1.ModelSpec",
+            derived_from=(request.spec.macromolecule,),
+            owner=caller(),
+        )
+        result.model.model_id = bundle.bundle_id
+        response = model_pb2.CreateModelResponse(model=result.model)
+        if result.atoms_bundle_id:
+            response.atoms.ParseFromString(mesh.store.read(result.atoms_bundle_id))
+        return response

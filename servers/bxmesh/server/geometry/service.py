@@ -1,0 +1,24 @@
+"""The geometry service: it takes calls, hands the work to workers, and streams the answers."""
+
+from __future__ import annotations
+
+from bxmesh.geometry.v1 import geometry_service_pb2_grpc
+from bxmesh.server.geometry.bundle_rpcs import BundleRpcs
+from bxmesh.server.geometry.gradient_rpcs import GradientRpcs
+from bxmesh.server.geometry.mesh import GeometryMesh
+from bxmesh.server.geometry.model_rpcs import ModelRpcs
+from bxmesh.server.geometry.session_rpcs import SessionRpcs
+
+
+class GeometryService(
+    BundleRpcs,
+    ModelRpcs,
+    GradientRpcs,
+    SessionRpcs,
+    geometry_service_pb2_grpc.GeometryServiceServicer,
+):
+    """Bundles, models, gradients and sessions."""
+
+    def __init__(self, mesh: GeometryMesh) -> None:
+        BundleRpcs.__init__(self, mesh.store)
+        self._mesh = mesh

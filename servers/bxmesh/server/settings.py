@@ -1,0 +1,115 @@
+"""What can be set, from the command line, the environment (BXMESH_…) or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bxmesh.client.endpoint import state_directory
+
+Service = Literal["geometry", "registry", "agent", "security", "workers"]
+SERVICES: tuple[Service, ...] = ("geometry", "registry", "agent", "security", "workers")
+
+# The kernel takes 108 bytes for the path of a unix socket, with its final zero.
+_LONGEST_SOCKET_DIR = 60
+
+
+class Settings(BaseSettings):
+    """The settings of one `bxmesh serve`. Sizes are in bytes, times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="BXMESH_", extra="forbid")
+
+    state_dir: Path = Field(default_factory=state_directory)
+    """Where the admin key, the bundles and the embedded Valkey's data live."""
+    listen: str = "127.0.0.1:50051"
+    """HOST:PORT (port 0 takes a free one) or unix:PATH."""
+    admin_listen: str = ""
+    """HOST:PORT or unix:PATH for channelz; empty means a unix socket in the state directory."""
+    services: tuple[Service, ...] = SERVICES
+    """Which services this process offers; `workers` starts geometry workers beside it."""
+    redis_url: SecretStr = SecretStr("")
+    """Redis or Valkey ≥ 7; empty starts the embedded one."""
+    workers: int = Field(default=2, ge=0, le=256)
+    """Geometry worker processes."""
+    tls_certificate: Path | None = None
+    """PEM certificate chain; turns TLS on."""
+    tls_key: Path | None = None
+    """PEM private key of the certificate."""
+    tls_client_ca: Path | None = None
+    """PEM certificates that clients' certificates must be signed by; turns mutual TLS on."""
+    allow_insecure: bool = False
+    """Listens on other than loopback addresses without TLS."""
+    reflection: bool = True
+    """Lets anyone ask which services there are."""
+
+    max_bundle_bytes: int = Field(default=2 * 1024**3, gt=0)
+    """The largest bundle."""
+    bundle_lifetime: float = Field(default=7 * 86400.0, gt=0)
+    """How long a bundle is kept unless its upload says otherwise."""
+    max_bundle_lifetime: float = Field(default=90 * 86400.0, gt=0)
+    """The longest an upload may ask for."""
+    result_lifetime: float = Field(default=900.0, gt=0)
+    """How long computed gradients, and the meaning of their request id, are kept."""
+
+    heartbeat: float = Field(default=2.0, gt=0)
+    """How often workers say that they live; after three missed ones they are gone."""
+    queue_depth: int = Field(default=10_000, gt=0)
+    """Calculations that may wait in one stream."""
+    work_lease: float = Field(default=10.0, gt=0)
+    """How long a worker may be silent before its work goes to another."""
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """Tries of a calculation before it becomes a dead letter."""
+    calculation_timeout: float = Field(default=3600.0, gt=0)
+    """The most time a calculation gets when its caller sets no deadline."""
+
+    warm_models: int = Field(default=16, ge=1)
+    """Built models that a worker keeps."""
+    warm_bytes: int = Field(default=4 * 1024**3, gt=0)
+    """What they may take together, by estimate."""
+    max_atoms: int = Field(default=200_000, ge=1)
+    """The largest model."""
+    max_batch_bytes: int = Field(default=1024**3, gt=0)
+    """The largest batch of coordinates."""
+    sessions_per_worker: int = Field(default=64, ge=1)
+    """Sessions that a worker serves at a time."""
+    session_idle: float = Field(default=900.0, gt=0)
+    """How long an unused session is remembered."""
+    session_listen: str = ""
+    """Where workers serve sessions: empty means a unix socket, HOST:0 when servers are on other hosts."""
+
+    trace: str = ""
+    """`console` or a file for traces; OTEL_EXPORTER_OTLP_ENDPOINT is heeded besides."""
+    prometheus_port: int | None = None
+    """The port of the metrics endpoint."""
+    drain_grace: float = Field(default=10.0, ge=0)
+    """How long a stop lets running calls finish."""
+
+    @property
+    def bundle_dir(self) -> Path:
+        """The content-addressed store."""
+        return self.state_dir / "bundles"
+
+    @property
+    def run_dir(self) -> Path:
+        """Where sockets live: in the state directory, unless its path is too long for a socket."""
+        inside = self.state_dir / "run"
+        if len(os.fsencode(inside)) <= _LONGEST_SOCKET_DIR:
+            return inside
+        digest = hashlib.sha256(os.fsencode(self.state_dir.absolute())).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"bxmesh-{os.getuid()}-{digest}"
+
+    def prepare_directories(self) -> None:
+        """Creates the directories, readable by their owner only."""
+        self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner = self.run_dir.stat()
+        if owner.st_uid != os.getuid() or owner.st_mode & 0o077:
+            raise PermissionError(
+                f"{self.run_dir} must belong to you with mode 0700, because sockets are made in it."
+            )

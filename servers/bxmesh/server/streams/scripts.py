@@ -1,0 +1,272 @@
+"""The steps of the work mechanism that must be atomic, as Lua scripts.
+
+Each script only touches keys of one queue. Entries are opaque to them: a stream entry has the field `entry`
+(a serialised WorkEntry), `deliveries` (how often a worker took it and vanished) and, when it no longer is
+where its ticket says, `moved`. What can be refused, for lack of memory say, comes first in a script, so that
+a refused script has done nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script and the digest that Redis knows it by."""
+
+    source: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        object.__setattr__(self, "sha", digest)
+
+
+_NOW = """
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+"""
+
+# KEYS: shared, lane (or shared), lanes, delayed, request (or shared)
+# ARGV: entry, item id, lane's worker id or "", request lifetime in ms or 0, maximal depth
+# Returns {1, item id, stream, entry id} | {0, first item id} for a repeated request | {-1, depth} when full.
+ENQUEUE = Script(
+    _NOW
+    + """
+local lifetime, most = tonumber(ARGV[4]), tonumber(ARGV[5])
+if lifetime > 0 then
+  local first = redis.call('HGET', KEYS[5], 'item')
+  if first then
+    redis.call('HINCRBY', KEYS[5], 'joined', 1)
+    return {0, first}
+  end
+end
+local stream = KEYS[1]
+if ARGV[3] ~= '' then
+  local held_until = redis.call('ZSCORE', KEYS[3], ARGV[3])
+  if held_until and tonumber(held_until) > now() and redis.call('XLEN', KEYS[2]) < most then
+    stream = KEYS[2]
+  end
+end
+if stream == KEYS[1] then
+  local depth = redis.call('XLEN', stream) + redis.call('ZCARD', KEYS[4])
+  if depth >= most then return {-1, depth} end
+end
+local id = redis.call('XADD', stream, '*', 'entry', ARGV[1], 'deliveries', 0)
+if lifetime > 0 then
+  redis.call('HSET', KEYS[5], 'item', ARGV[2])
+  redis.call('PEXPIRE', KEYS[5], lifetime)
+end
+return {1, ARGV[2], stream, id}
+"""
+)
+
+# A worker that lost its lease must not commit, and what has ended does not end again.
+# Settlements return 1 when they came to be, 0 when the entry is not this worker's, 2 when the item had ended.
+# KEYS: stream, outcome, …; ARGV: group, worker id, entry id, …
+_SETTLE = """
+local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
+if #pending == 0 or pending[1][2] ~= ARGV[2] then return 0 end
+local function leave()
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+  redis.call('XDEL', KEYS[1], ARGV[3])
+end
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  leave()
+  return 2
+end
+"""
+
+# KEYS: …, request (or outcome); ARGV: …, outcome, its lifetime in ms or 0, event, channel or ""
+_END = """
+if tonumber(ARGV[5]) > 0 then
+  redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[5])
+  redis.call('PEXPIRE', KEYS[3], ARGV[5])
+end
+leave()
+if ARGV[7] ~= '' then redis.call('PUBLISH', ARGV[7], ARGV[6]) end
+return 1
+"""
+
+FINISH = Script(_SETTLE + _END)
+
+# KEYS: …, dead; ARGV: …, letter, most letters
+BURY = Script(
+    _SETTLE
+    + "redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'letter', ARGV[8])"
+    + _END
+)
+
+# KEYS: …, delayed; ARGV: …, new entry, delay in ms
+RETRY = Script(
+    _NOW
+    + _SETTLE
+    + """
+redis.call('ZADD', KEYS[3], now() + ARGV[5], ARGV[4])
+leave()
+return 1
+"""
+)
+
+# KEYS: stream, the entries' outcomes…; ARGV: group, worker id, entry ids…
+# Returns the ids at which to work on makes no sense: the lease is lost, or the item has ended.
+RENEW = Script(
+    """
+local over = {}
+for i = 3, #ARGV do
+  local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)
+  local held = #pending == 1 and pending[1][2] == ARGV[2]
+  if held then redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID') end
+  if not held or redis.call('EXISTS', KEYS[i - 1]) == 1 then over[#over + 1] = ARGV[i] end
+end
+return over
+"""
+)
+
+# KEYS: delayed, shared; ARGV: at most so many; returns {moved, ms until the next is due or -1}
+MOVE_DUE = Script(
+    _NOW
+    + """
+local now = now()
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
+for _, entry in ipairs(due) do
+  redis.call('XADD', KEYS[2], '*', 'entry', entry, 'deliveries', 0, 'moved', 1)
+  redis.call('ZREM', KEYS[1], entry)
+end
+local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+local wait = -1
+if #next == 2 then wait = math.max(0, tonumber(next[2]) - now) end
+return {#due, wait}
+"""
+)
+
+# ARGV: group, …
+_MOVE = """
+local function move(from, to, id, more)
+  local found = redis.call('XRANGE', from, id, id)
+  if #found == 1 then
+    local fields, entry, deliveries = found[1][2], '', 0
+    for i = 1, #fields, 2 do
+      if fields[i] == 'entry' then entry = fields[i + 1] end
+      if fields[i] == 'deliveries' then deliveries = tonumber(fields[i + 1]) or 0 end
+    end
+    deliveries = string.format('%.0f', deliveries + more)
+    redis.call('XADD', to, '*', 'entry', entry, 'deliveries', deliveries, 'moved', 1)
+  end
+  redis.call('XACK', from, ARGV[1], id)
+  redis.call('XDEL', from, id)
+end
+"""
+
+# Puts entries that a worker took and did not finish back for any worker. Deliveries to a worker that
+# vanished are counted; those that a worker hands back unstarted are not.
+# KEYS: stream, shared
+# ARGV: group, shortest idle time in ms, worker id or "" for any, at most so many, 1 to count, ids to leave…
+REQUEUE = Script(
+    _MOVE
+    + """
+local kept = {}
+for i = 6, #ARGV do kept[ARGV[i]] = true end
+local query = {'XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[2], '-', '+', ARGV[4] + #ARGV - 5}
+if ARGV[3] ~= '' then query[#query + 1] = ARGV[3] end
+local moved = 0
+for _, row in ipairs(redis.call(unpack(query))) do
+  if not kept[row[1]] then
+    move(KEYS[1], KEYS[2], row[1], row[4] * ARGV[5])
+    moved = moved + 1
+  end
+end
+return moved
+"""
+)
+
+# KEYS: lanes, lane; ARGV: group, worker id, lease in ms
+HOLD_LANE = Script(
+    _NOW
+    + """
+redis.call('ZADD', KEYS[1], now() + ARGV[3], ARGV[2])
+redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[1], '0', 'MKSTREAM')
+"""
+)
+
+# KEYS: lanes; returns the workers that no longer hold theirs, some of them when there are many.
+SILENT_LANES = Script(
+    _NOW + "return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now(), 'LIMIT', 0, 100)"
+)
+
+# Hands what nobody has taken from a lane to all workers; call it until it returns 0. A lane that is held
+# stays; one that is empty goes in the same step, so that nothing is ever added to a lane without a reader.
+# KEYS: lane, shared, lanes; ARGV: group, worker id, at most so many
+CLOSE_LANE = Script(
+    _NOW
+    + _MOVE
+    + """
+local held_until = redis.call('ZSCORE', KEYS[3], ARGV[2])
+if held_until and tonumber(held_until) > now() then return 0 end
+local moved = 0
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0')
+  local taken = redis.call(
+    'XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '>')
+  if taken then
+    for _, entry in ipairs(taken[1][2]) do
+      move(KEYS[1], KEYS[2], entry[1], 0)
+      moved = moved + 1
+    end
+  end
+end
+if moved == 0 and redis.call('XLEN', KEYS[1]) == 0 then
+  redis.call('DEL', KEYS[1])
+  redis.call('ZREM', KEYS[3], ARGV[2])
+end
+return moved
+"""
+)
+
+# Deleting a consumer would lose what it holds. KEYS: stream; ARGV: group, worker id
+FORGET_CONSUMER = Script(
+    """
+if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) == 0 then
+  redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+end
+"""
+)
+
+# Takes back work that nobody waits for. Untouched work vanishes; whoever is at it is told.
+# KEYS: stream, outcome, request (or outcome)
+# ARGV: group, entry id, item id, outcome, lifetime in ms, cancellations channel,
+#       1 to let it be when the request was repeated
+# Returns 1 when it had not been started, else 0.
+CANCEL = Script(
+    """
+if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+if KEYS[3] ~= KEYS[2] and redis.call('HGET', KEYS[3], 'item') == ARGV[3] then
+  if ARGV[7] == '1' and redis.call('HEXISTS', KEYS[3], 'joined') == 1 then return 0 end
+  redis.call('DEL', KEYS[3])
+end
+redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[5])
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
+local taken = not pending.err and #pending > 0
+if not taken and redis.call('XDEL', KEYS[1], ARGV[2]) == 1 then return 1 end
+redis.call('PUBLISH', ARGV[6], ARGV[3])
+return 0
+"""
+)
+
+# KEYS: outcome
+FORGET_OUTCOME = Script("return redis.call('DEL', KEYS[1])")
+
+# KEYS: dead, shared, outcome; ARGV: letter id, entry; returns 1 when the letter was still there.
+REPLAY = Script(
+    """
+if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return 0 end
+redis.call('XADD', KEYS[2], '*', 'entry', ARGV[2], 'deliveries', 0, 'moved', 1)
+redis.call('XDEL', KEYS[1], ARGV[1])
+redis.call('DEL', KEYS[3])
+return 1
+"""
+)

