@@ -1,7 +1,8 @@
 """Downloads a bundle of 256 MB, against a bare grpc.aio stream of the same chunks.
 
-The bare stream sends the same bytes from memory, as plain bytes, without interceptors. The
-download reads a file, passes all interceptors, and both sides compute every checksum.
+The bare streams come from memory without interceptors or checksums: one of ready-made messages
+like those of the download, one of plain bytes. The download reads a file, passes all
+interceptors, and both sides compute every checksum.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from typing import Any
 import grpc
 
 from bxmesh.geometry.v1 import bundle_pb2
-from bxmesh.geometry.v1.bundle_pb2 import DownloadBundleRequest
+from bxmesh.geometry.v1.bundle_pb2 import (
+    BundleChunk,
+    DownloadBundleRequest,
+    DownloadBundleResponse,
+)
 from bxmesh.geometry.v1.geometry_service_pb2_grpc import (
     GeometryServiceServicer,
     GeometryServiceStub,
@@ -41,7 +46,7 @@ KEY = (("authorization", "Bearer bench"),)
 
 
 def run() -> dict[str, Any]:
-    """Returns the median speeds in MB/s and the median of their ratios, round by round."""
+    """Returns the median speeds in MB/s and the medians of their ratios, round by round."""
     with tempfile.TemporaryDirectory(prefix="bx-") as name:
         directory = Path(name)
         bundle, _ = _store(directory).put(os.urandom(SIZE), bundle_pb2.BUNDLE_KIND_MAP)
@@ -64,30 +69,46 @@ def run() -> dict[str, Any]:
 
 async def _measure(directory: Path, bundle_id: str) -> dict[str, Any]:
     download: list[float] = []
-    bare: list[float] = []
+    messages: list[float] = []
+    plain_bytes: list[float] = []
     async with (
         grpc.aio.insecure_channel(f"unix:{directory}/mesh") as mesh,
         grpc.aio.insecure_channel(f"unix:{directory}/bare") as plain,
     ):
         for _ in range(ROUNDS):
-            bare.append(await _time_bare(plain))
+            plain_bytes.append(await _time_bytes(plain))
+            messages.append(await _time_messages(plain))
             download.append(await _time_download(mesh, bundle_id))
-    ratios = [mine / theirs for mine, theirs in zip(download, bare, strict=True)]
     return {
         "bundle_bytes": SIZE,
         "chunk_bytes": DEFAULT_CHUNK_BYTES,
-        "bare_mb_per_second": round(statistics.median(bare)),
         "download_mb_per_second": round(statistics.median(download)),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(ratio, 3) for ratio in ratios],
+        "bare_messages_mb_per_second": round(statistics.median(messages)),
+        "bare_bytes_mb_per_second": round(statistics.median(plain_bytes)),
+        "ratio_to_bare_messages": _ratio(download, messages),
+        "ratio_to_bare_bytes": _ratio(download, plain_bytes),
     }
 
 
-async def _time_bare(channel: grpc.aio.Channel) -> float:
+def _ratio(speeds: list[float], bare: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(speeds, bare, strict=True)), 3)
+
+
+async def _time_bytes(channel: grpc.aio.Channel) -> float:
     started = time.perf_counter()
     received = 0
-    async for data in channel.unary_stream("/bare/Stream")(b""):
+    async for data in channel.unary_stream("/bare/Bytes", None, None)(b""):
         received += len(data)
+    assert received == SIZE
+    return SIZE / 1e6 / (time.perf_counter() - started)
+
+
+async def _time_messages(channel: grpc.aio.Channel) -> float:
+    parse = DownloadBundleResponse.FromString
+    started = time.perf_counter()
+    received = 0
+    async for response in channel.unary_stream("/bare/Messages", None, parse)(b""):
+        received += len(response.chunk.data)
     assert received == SIZE
     return SIZE / 1e6 / (time.perf_counter() - started)
 
@@ -110,7 +131,7 @@ def _store(directory: Path) -> BundleStore:
     return BundleStore(directory / "bundles", day, day, SIZE)
 
 
-class _Service(BundleRpcs, GeometryServiceServicer):
+class _Service(BundleRpcs, GeometryServiceServicer):  # type: ignore[misc]
     pass
 
 
@@ -121,27 +142,38 @@ class _Anyone:
 
 def _bare_server(directory: Path) -> grpc.aio.Server:
     content = os.urandom(SIZE)
-    chunks = [
-        content[offset : offset + DEFAULT_CHUNK_BYTES]
-        for offset in range(0, SIZE, DEFAULT_CHUNK_BYTES)
-    ]
+    messages = []
+    for offset in range(0, SIZE, DEFAULT_CHUNK_BYTES):
+        data = content[offset : offset + DEFAULT_CHUNK_BYTES]
+        chunk = BundleChunk(offset=offset, data=data, crc32=zlib.crc32(data))
+        messages.append(DownloadBundleResponse(chunk=chunk))
+    chunks = [message.chunk.data for message in messages]
     del content
 
-    async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+    async def stream_bytes(request: bytes, context: Any) -> AsyncIterator[bytes]:
         for chunk in chunks:
             yield chunk
 
+    async def stream_messages(
+        request: bytes, context: Any
+    ) -> AsyncIterator[DownloadBundleResponse]:
+        for message in messages:
+            yield message
+
     server = grpc.aio.server()
-    method = grpc.unary_stream_rpc_method_handler(stream)
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("bare", {"Stream": method}),)
-    )
+    methods = {
+        "Bytes": grpc.unary_stream_rpc_method_handler(stream_bytes),
+        "Messages": grpc.unary_stream_rpc_method_handler(
+            stream_messages, None, DownloadBundleResponse.SerializeToString
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare", methods),))
     return server
 
 
 def _mesh_server(directory: Path) -> grpc.aio.Server:
     server = grpc.aio.server(interceptors=server_interceptors([_Anyone()]))
-    add_GeometryServiceServicer_to_server(_Service(_store(directory)), server)
+    add_GeometryServiceServicer_to_server(_Service(_store(directory)), server)  # type: ignore[abstract]
     return server
 
 

@@ -20,7 +20,7 @@ def short_dir() -> Iterator[Path]:
         yield Path(name)
 
 
-def start_valkey(directory: Path) -> ValkeyServer:
+def start_valkey(directory: Path, **config: str) -> ValkeyServer:
     """An append-only server; its socket is `directory/valkey.sock`."""
     server = ValkeyServer(
         port=0,
@@ -29,6 +29,7 @@ def start_valkey(directory: Path) -> ValkeyServer:
         unix_socket_path=directory / "valkey.sock",
         appendonly="yes",
         save="",
+        **config,
     )
     server.start()
     return server

@@ -150,8 +150,9 @@ async def test_retries_end(server, mesh):
 
 
 async def test_timeout(server, mesh):
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded) as raised:
         await mesh.gradients(MODEL, SITES, timeout=1e-6)
+    assert len(raised.value.trace_id) == 32
 
 
 async def test_cancelled_call_ends_its_stream(server, mesh):

@@ -69,8 +69,9 @@ async def test_callers_may_change_their_array_after_submitting(mesh):
 
 async def test_refused_step_leaves_the_session_open(mesh):
     async with mesh.session(MODEL) as session:
-        with pytest.raises(InvalidInput, match="4 atoms are expected"):
+        with pytest.raises(InvalidInput, match="4 atoms are expected") as raised:
             await session.step(SITES[:1])
+        assert raised.value.trace_id == session.trace_id
         assert (await session.step(SITES)).ok
 
 

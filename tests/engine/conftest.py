@@ -9,6 +9,7 @@ from bxmesh.server.geometry.engine import ModelInputs, RestraintLibrary
 from bxmesh.server.geometry.engine.model import BuiltModel, build
 from tests.engine.wheel import MTZ_7N2L, PDB_7N2L, wheel_bytes
 
+
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> RestraintLibrary:
     found = RestraintLibrary(tmp_path_factory.mktemp("library"))

@@ -11,6 +11,7 @@ from libtbx.utils import null_out
 from bxmesh.server.geometry.engine.model import BuiltModel
 from tests.engine.wheel import wheel_file
 
+
 def labels(model: BuiltModel) -> dict[str, int]:
     """Return the place of every atom in the file by its label."""
     atoms = model.atoms

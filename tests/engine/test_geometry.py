@@ -56,7 +56,8 @@ def test_gradients_equal_finite_differences(built: Built, path: str) -> None:
     step = 1e-5
     generator = np.random.default_rng(1)
     restrained = np.flatnonzero(model.atom_mask)
-    for atom, axis in zip(generator.choice(restrained, 20), generator.integers(0, 3, 20)):
+    places = zip(generator.choice(restrained, 20), generator.integers(0, 3, 20), strict=True)
+    for atom, axis in places:
         energies = []
         for sign in (1, -1):
             moved = sites.copy()

@@ -70,7 +70,7 @@ def test_xray_gradients_follow_the_file(library: RestraintLibrary) -> None:
     with_tensors = [
         part
         for line in mixed_pdb
-        for part in (line, line[:4] == "ATOM" and anisotropic.get(line[6:11]))
+        for part in (line, line[:6] in ("ATOM  ", "HETATM") and anisotropic.get(line[6:11]))
         if part
     ]
     straight = build(inputs(pdb, data), library)

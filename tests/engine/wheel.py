@@ -13,7 +13,8 @@ PDB_1YJP = "iotbx/regression/data/1yjp.pdb"
 def wheel_file(path: str) -> Path:
     """Return a file of the cctbx wheel."""
     spec = find_spec("iotbx")
-    assert spec is not None and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]).parent / path
 
 

@@ -45,7 +45,7 @@ CHUNK_BYTES = 64 * 1024
 DATA = os.urandom(1_000_000)
 
 
-class Service(BundleRpcs, GeometryServiceServicer):
+class Service(BundleRpcs, GeometryServiceServicer):  # type: ignore[misc]
     pass
 
 
@@ -91,7 +91,7 @@ def key(who: str) -> tuple[tuple[str, str], ...]:
 async def serve(directory: Path, **limits: Any) -> AsyncIterator[Mesh]:
     root = directory / "bundles"
     store = BundleStore(root, DAY, 7 * DAY, 2 * len(DATA))
-    service = Service(store, BundleLimits(**limits))
+    service = Service(store, BundleLimits(**limits))  # type: ignore[abstract]
     server = grpc.aio.server(interceptors=server_interceptors([Anyone()]))
     add_GeometryServiceServicer_to_server(service, server)
     address = f"unix:{directory}/socket"
@@ -106,6 +106,11 @@ async def serve(directory: Path, **limits: Any) -> AsyncIterator[Mesh]:
 async def mesh(short_dir: Path) -> AsyncIterator[Mesh]:
     async with serve(short_dir) as mesh:
         yield mesh
+
+
+def open_contents() -> list[Path]:
+    opened = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
+    return [path for path in opened if path.name.startswith("content")]
 
 
 def name_of(data: bytes) -> str:
@@ -327,6 +332,7 @@ async def test_deleting_does_not_disturb_a_download(mesh: Mesh) -> None:
     bundle, _ = mesh.store.put(data, MAP)
     responses = aiter(mesh.download(bundle.bundle_id))
     await anext(responses)
+    assert open_contents()
     received = [(await anext(responses)).chunk.data]
     await mesh.call("DeleteBundle", DeleteBundleRequest(bundle_id=bundle.bundle_id))
     code, _, _ = await refusal(mesh.download(bundle.bundle_id))
@@ -346,8 +352,7 @@ async def test_an_abandoned_download_ends(mesh: Mesh) -> None:
         call.cancel()
     mesh.store.delete(bundle.bundle_id)
     assert await mesh.is_empty()
-    opened = [Path(link).resolve() for link in Path("/proc/self/fd").iterdir()]
-    assert not [path for path in opened if path.name.startswith("content")]
+    assert not open_contents()
 
 
 async def test_a_stalled_download_is_given_up(short_dir: Path) -> None:

@@ -12,6 +12,7 @@ import tenacity
 
 from bxmesh.client.endpoint import Endpoint
 from bxmesh.client.errors import Unavailable, from_rpc_error
+from bxmesh.client.trace import current_trace_id
 from bxmesh.client.tracing import tracing_interceptors
 from bxmesh.geometry.v1.geometry_service_pb2_grpc import GeometryServiceStub
 
@@ -52,8 +53,11 @@ def translated() -> Iterator[None]:
                 "the stream broke while it was written to",
                 code=grpc.StatusCode.UNAVAILABLE,
                 reason="STREAM_BROKEN",
+                trace_id=current_trace_id(),
             ) from error
-        raise from_rpc_error(error) from error
+        failure = from_rpc_error(error)
+        failure.trace_id = failure.trace_id or current_trace_id()
+        raise failure from error
 
 
 class Connection:

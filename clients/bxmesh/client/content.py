@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
 from bxmesh.client.errors import InvalidInput
 from bxmesh.client.names import invalid
 

@@ -202,6 +202,7 @@ class AsyncSession:
         if pending.answer.done():
             return
         if isinstance(answer, BxmeshError):
+            answer.trace_id = answer.trace_id or self.trace_id
             pending.answer.set_exception(answer)
         else:
             pending.answer.set_result(answer)

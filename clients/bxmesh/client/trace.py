@@ -9,7 +9,13 @@ from contextlib import contextmanager
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-__all__ = ["traced"]
+__all__ = ["current_trace_id", "traced"]
+
+
+def current_trace_id() -> str:
+    """Returns the trace under way, 32 hexadecimal digits; empty for none."""
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
 @contextmanager

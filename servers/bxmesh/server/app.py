@@ -14,10 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from bxmesh.agent.v1 import agent_service_pb2_grpc
-from bxmesh.geometry.v1 import geometry_service_pb2_grpc
-from bxmesh.registry.v1 import registry_service_pb2_grpc
-from bxmesh.security.v1 import security_service_pb2_grpc
+from bxmesh.agent.v1 import agent_service_pb2
+from bxmesh.geometry.v1 import geometry_service_pb2
+from bxmesh.registry.v1 import registry_service_pb2
+from bxmesh.security.v1 import security_service_pb2
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.embedded_valkey import EmbeddedValkey
 from bxmesh.server.geometry.agent.capabilities import CAPABILITIES
@@ -103,7 +103,7 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     )
     names = await _add_services(server, grpc_server, stack)
     health = Health(settings, redis, names)
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, grpc_server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, grpc_server)
     names.append(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
     if settings.reflection:
         add_reflection(grpc_server, names)
@@ -145,17 +145,15 @@ async def _add_services(
             Router(LiveAgents(redis), CAPABILITIES[0]),
             SessionRecords(redis, settings.session_idle),
         )
-        geometry_service_pb2_grpc.add_GeometryServiceServicer_to_server(
-            offer(GeometryService(mesh)), grpc_server
-        )
-        names.append("bxmesh.geometry.v1.GeometryService")
+        names.append(offer(grpc_server, geometry_service_pb2, GeometryService(mesh)))
         _in_background(stack, lambda: _sweep(store))
     if "registry" in settings.services:
         registry = await stack.enter_async_context(RegistryService(redis))
-        registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
-            offer(registry), grpc_server
-        )
-        names.append("bxmesh.registry.v1.RegistryService")
+        names.append(offer(grpc_server, registry_service_pb2, registry))
+    if "agent" in settings.services:
+        names.append(offer(grpc_server, agent_service_pb2))
+    if "security" in settings.services:
+        names.append(offer(grpc_server, security_service_pb2))
     return names
 
 

@@ -26,8 +26,7 @@ class EmbeddedMeshError(RuntimeError):
 class EmbeddedMesh:
     """Serves on a unix socket until the block ends.
 
-    Without a state directory it uses a temporary one and leaves nothing behind; the restraint library,
-    which takes a moment to prepare, is then kept in `BXMESH_CACHE_DIR`.
+    Without a state directory it uses a temporary one and leaves nothing behind.
     """
 
     def __init__(

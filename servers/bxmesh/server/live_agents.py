@@ -1,141 +1,290 @@
 """Who is in the mesh right now: agents under leases, in Redis.
 
-A record lives as long as its lease. Every change has a revision, and an event under it in a bounded
+An agent lives as long as its lease. Every change has a revision, and an event under it in a bounded
 stream, from which watches resume.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import grpc
 from redis.asyncio import Redis
 
 from bxmesh.registry.v1 import agent_pb2
+from bxmesh.server import live_agent_scripts as scripts
+from bxmesh.server.errors import MeshError, failed_precondition, not_found, resource_exhausted
 from bxmesh.server.streams.batching import ScriptBatcher
 from bxmesh.server.streams.scripts import Script
 
-_ROOT = "bxmesh:{agents}"
-_EXPIRY = f"{_ROOT}:expiry"
-_RECORDS = f"{_ROOT}:records"
-_LEASES = f"{_ROOT}:leases"
-_REVISION = f"{_ROOT}:revision"
-EVENTS = f"{_ROOT}:events"
-"""The stream of changes; an entry's id is `<revision>-0`, its fields `change` and `agent_id`, `record`."""
-_MOST_EVENTS = 10_000
+__all__ = [
+    "AgentChange",
+    "Departure",
+    "LiveAgents",
+    "Registration",
+    "RevisionCompactedError",
+    "Snapshot",
+    "no_such_agent",
+]
 
-_KEYS = (_EXPIRY, _RECORDS, _LEASES, _REVISION, EVENTS)
+_REMEMBER_MS = 3_600_000
 
-_NOW = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local function changed(change, id, record)
-  local revision = redis.call('INCR', KEYS[4])
-  redis.call('XADD', KEYS[5], 'MAXLEN', '~', %d, revision .. '-0',
-             'change', change, 'agent_id', id, 'record', record)
-  return revision
-end
-""" % _MOST_EVENTS
+Update = Callable[[agent_pb2.Agent], bool]
+"""Changes an agent; returns whether it did."""
 
-# ARGV: agent id, record, lease id, time to live in ms; returns the revision.
-_REGISTER = Script(
-    _NOW
-    + """
-local known = redis.call('HEXISTS', KEYS[2], ARGV[1])
-redis.call('ZADD', KEYS[1], now + ARGV[4], ARGV[1])
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-redis.call('HSET', KEYS[3], ARGV[1], ARGV[3])
-return changed(known == 1 and 'change' or 'join', ARGV[1], ARGV[2])
-"""
-)
 
-# ARGV: agent id, lease id, record, time to live in ms, 1 when others should hear of it
-# Returns the revision, or -1 when the lease is over.
-_BEAT = Script(
-    _NOW
-    + """
-if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return -1 end
-redis.call('ZADD', KEYS[1], now + ARGV[4], ARGV[1])
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
-if ARGV[5] == '1' then return changed('change', ARGV[1], ARGV[3]) end
-return tonumber(redis.call('GET', KEYS[4]) or 0)
-"""
-)
+class RevisionCompactedError(Exception):
+    """The changes after a revision are not kept any more, or it is of another registry."""
 
-# ARGV: agent id, lease id or "" for any; returns the revision, or -1 when there is no such lease.
-_LEAVE = Script(
-    _NOW
-    + """
-local lease = redis.call('HGET', KEYS[3], ARGV[1])
-if not lease or (ARGV[2] ~= '' and lease ~= ARGV[2]) then return -1 end
-local record = redis.call('HGET', KEYS[2], ARGV[1]) or ''
-redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('HDEL', KEYS[2], ARGV[1])
-redis.call('HDEL', KEYS[3], ARGV[1])
-return changed('leave', ARGV[1], record)
-"""
-)
 
-# Removes whoever's lease is over; returns {revision, record…} of those who live.
-_LIVE = Script(
-    _NOW
-    + """
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 1000)) do
-  local record = redis.call('HGET', KEYS[2], id) or ''
-  redis.call('ZREM', KEYS[1], id)
-  redis.call('HDEL', KEYS[2], id)
-  redis.call('HDEL', KEYS[3], id)
-  changed('expire', id, record)
-end
-local answer = redis.call('HVALS', KEYS[2])
-table.insert(answer, 1, tonumber(redis.call('GET', KEYS[4]) or 0))
-return answer
-"""
-)
+class Registration(NamedTuple):
+    """A lease that was granted."""
+
+    lease_id: str
+    agent: agent_pb2.Agent
+
+
+class Departure(NamedTuple):
+    """The end of an agent."""
+
+    agent: agent_pb2.Agent
+    revision: int
+
+
+class Snapshot(NamedTuple):
+    """All who live, by name, at a revision."""
+
+    agents: list[agent_pb2.Agent]
+    revision: int
+    expired_leases: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgentChange:
+    """One change of the registry."""
+
+    revision: int
+    kind: str
+    """join, change, deregistered, expired or replaced."""
+    agent: agent_pb2.Agent
+    """After the change; as it last stood when it is gone."""
+    before: agent_pb2.Agent
+    """As it stood before; empty for one that joins."""
+    message: str
+    """What was said on leaving."""
+    time_ms: int
 
 
 class LiveAgents:
     """The agents whose leases hold. Methods raise what Redis raises."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, most_agents: int = 10_000) -> None:
         self._scripts = ScriptBatcher(redis)
+        self._most_agents = most_agents
 
     async def register(self, agent: agent_pb2.Agent, lease_seconds: float) -> tuple[str, int]:
-        """Enters or replaces an agent; returns the id of its new lease and the revision."""
-        lease_id = secrets.token_hex(16)
-        revision = await self._scripts.call(
-            _REGISTER,
-            _KEYS,
-            [agent.agent_id, agent.SerializeToString(), lease_id, int(lease_seconds * 1000)],
+        """Enters or replaces an agent; returns the id of its new lease and the revision.
+
+        Raises MeshError like `admit`.
+        """
+        registration = await self.admit(agent, lease_seconds)
+        return registration.lease_id, registration.agent.revision
+
+    async def admit(
+        self, agent: agent_pb2.Agent, lease_seconds: float, request_id: str = ""
+    ) -> Registration:
+        """Enters or replaces an agent of the identity in its record.
+
+        A repeated request id of that identity returns the first answer. Raises MeshError
+        ALREADY_EXISTS when another identity has the name, RESOURCE_EXHAUSTED when there are too
+        many.
+        """
+        answer = await self._call(
+            scripts.REGISTER,
+            agent.agent_id,
+            agent.SerializeToString(),
+            secrets.token_hex(16),
+            int(lease_seconds * 1000),
+            agent.identity,
+            self._most_agents,
+            _REMEMBER_MS if request_id else 0,
+            request_key=scripts.request_key(agent.identity, "register", request_id),
         )
-        return lease_id, revision
+        match answer:
+            case [-1]:
+                raise MeshError(
+                    grpc.StatusCode.ALREADY_EXISTS,
+                    "AGENT_EXISTS",
+                    f"An agent of another identity is called {agent.agent_id}. Take another name.",
+                    metadata={"agent_id": agent.agent_id},
+                )
+            case [-2]:
+                raise resource_exhausted(
+                    f"There are {self._most_agents} agents already.",
+                    retry_after=10.0,
+                    reason="TOO_MANY_AGENTS",
+                    subject="agents",
+                )
+            case [revision, lease_id, record, beat]:
+                return Registration(lease_id.decode(), _agent(record, revision, beat))
+        raise AssertionError(answer)
 
     async def beat(
         self, agent: agent_pb2.Agent, lease_id: str, lease_seconds: float, *, changed: bool = False
     ) -> int | None:
-        """Renews a lease with the agent's present state; returns the revision, None when it is over."""
-        revision: int = await self._scripts.call(
-            _BEAT,
-            _KEYS,
-            [
-                agent.agent_id,
-                lease_id,
-                agent.SerializeToString(),
-                int(lease_seconds * 1000),
-                int(changed),
-            ],
+        """Renews a lease with an agent as it is now; returns the revision, None when it is over."""
+        revision: int = await self._call(
+            scripts.BEAT,
+            agent.agent_id,
+            lease_id,
+            agent.SerializeToString(),
+            int(lease_seconds * 1000),
+            int(changed),
         )
         return None if revision < 0 else revision
 
+    async def renew(
+        self, lease_id: str, update: Update, known: agent_pb2.Agent | None = None
+    ) -> agent_pb2.Agent | None:
+        """Renews a lease for the agent's own time and updates the agent.
+
+        Returns the agent as it is then, None when the lease is over. To give it again as `known`
+        saves a round trip to Redis. Raises what `update` raises.
+        """
+        agent = known or agent_pb2.Agent()
+        while True:
+            updated = agent_pb2.Agent()
+            updated.CopyFrom(agent)
+            changed = bool(agent.revision) and update(updated)
+            answer = await self._call(
+                scripts.RENEW,
+                lease_id,
+                agent.revision,
+                updated.SerializeToString() if changed else b"",
+                agent.lease_ttl_seconds * 1000,
+            )
+            match answer:
+                case []:
+                    return None
+                case [revision]:
+                    updated.revision = revision
+                    return updated
+                case [revision, record]:
+                    agent = _agent(record, revision, 0)
+
     async def leave(self, agent_id: str, lease_id: str = "") -> int | None:
         """Removes an agent; returns the revision, None when it was not there under that lease."""
-        revision: int = await self._scripts.call(_LEAVE, _KEYS, [agent_id, lease_id])
-        return None if revision < 0 else revision
+        try:
+            return (await self.remove(agent_id, lease_id)).revision
+        except MeshError:
+            return None
+
+    async def remove(
+        self,
+        agent_id: str,
+        lease_id: str = "",
+        message: str = "",
+        *,
+        identity: str = "",
+        request_id: str = "",
+    ) -> Departure:
+        """Removes an agent, under any lease when none is given.
+
+        A repeated request id of an identity returns the first answer. Raises MeshError NOT_FOUND,
+        or FAILED_PRECONDITION when the lease is another.
+        """
+        answer = await self._call(
+            scripts.LEAVE,
+            agent_id,
+            lease_id,
+            message,
+            _REMEMBER_MS if request_id else 0,
+            request_key=scripts.request_key(identity, "leave", request_id),
+        )
+        match answer:
+            case [-1]:
+                raise no_such_agent(agent_id)
+            case [-2]:
+                raise failed_precondition(
+                    f"{agent_id} has another lease by now; its present process is left alone.",
+                    reason="LEASE_MISMATCH",
+                    subject=agent_id,
+                )
+            case [revision, record, last_revision, beat]:
+                return Departure(_agent(record, last_revision, beat), revision)
+        raise AssertionError(answer)
+
+    async def get(self, agent_id: str) -> agent_pb2.Agent:
+        """Returns a live agent; raises MeshError NOT_FOUND."""
+        found = await self._call(scripts.GET, agent_id)
+        if not found:
+            raise no_such_agent(agent_id)
+        return _agent(*found)
 
     async def list(self, capabilities: Sequence[str] = ()) -> tuple[list[agent_pb2.Agent], int]:
         """The agents that live and have all the capabilities, by name, and the revision."""
-        revision, *records = await self._scripts.call(_LIVE, _KEYS, [])
-        agents = [agent_pb2.Agent.FromString(record) for record in records]
+        snapshot = await self.snapshot()
         wanted = set(capabilities)
-        agents = [a for a in agents if wanted.issubset(c.name for c in a.capabilities)]
-        return sorted(agents, key=lambda agent: agent.agent_id), revision
+        return [
+            agent
+            for agent in snapshot.agents
+            if wanted.issubset(capability.name for capability in agent.capabilities)
+        ], snapshot.revision
+
+    async def snapshot(self) -> Snapshot:
+        """Returns all agents that live."""
+        revision, expired, *rows = await self._call(scripts.LIST)
+        agents = [_agent(*row) for row in zip(rows[0::3], rows[1::3], rows[2::3], strict=True)]
+        agents.sort(key=lambda agent: agent.agent_id)
+        return Snapshot(agents, revision, expired)
+
+    async def changes(self, after: int, most: int) -> tuple[Sequence[AgentChange], int]:
+        """Returns the first changes after a revision, and the revision that they lead to.
+
+        Raises RevisionCompactedError.
+        """
+        revision, *kept = await self._call(scripts.CHANGES, after, most)
+        if not kept:
+            raise RevisionCompactedError
+        changes = [_change(entry_id, fields) for entry_id, fields in kept[0]]
+        return changes, changes[-1].revision if changes else revision
+
+    async def expire(self) -> tuple[int, float | None]:
+        """Removes whose lease is over; returns the revision and the seconds until the next ends."""
+        revision, next_ms = await self._call(scripts.EXPIRE)
+        return revision, None if next_ms < 0 else next_ms / 1000
+
+    async def _call(
+        self, script: Script, *arguments: str | bytes | int, request_key: str = ""
+    ) -> Any:
+        keys = (*scripts.KEYS, request_key) if request_key else scripts.KEYS
+        return await self._scripts.call(script, keys, arguments)
+
+
+def no_such_agent(agent_id: str) -> MeshError:
+    """Returns the error for an agent that is not alive."""
+    return not_found(
+        f"No agent called {agent_id} is alive.", reason="AGENT_NOT_FOUND", agent_id=agent_id
+    )
+
+
+def _agent(record: bytes, revision: int, beat_ms: int) -> agent_pb2.Agent:
+    agent = agent_pb2.Agent.FromString(record)
+    agent.revision = revision
+    agent.heartbeat_time.FromMilliseconds(beat_ms)
+    return agent
+
+
+def _change(entry_id: bytes, fields: Sequence[bytes]) -> AgentChange:
+    values = dict(zip(fields[0::2], fields[1::2], strict=True))
+    return AgentChange(
+        revision=int(entry_id.split(b"-")[0]),
+        kind=values[b"kind"].decode(),
+        agent=_agent(values[b"record"], int(values[b"revision"]), int(values[b"beat"])),
+        before=agent_pb2.Agent.FromString(values[b"before"]),
+        message=values[b"message"].decode(),
+        time_ms=int(values[b"time"]),
+    )

@@ -20,6 +20,11 @@ SERVICES: tuple[Service, ...] = ("geometry", "registry", "agent", "security", "w
 _LONGEST_SOCKET_DIR = 60
 
 
+def _cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "bxmesh"
+
+
 class Settings(BaseSettings):
     """The settings of one `bxmesh serve`. Sizes are in bytes, times in seconds."""
 
@@ -27,6 +32,8 @@ class Settings(BaseSettings):
 
     state_dir: Path = Field(default_factory=state_directory)
     """Where the admin key, the bundles and the embedded Valkey's data live."""
+    cache_dir: Path = Field(default_factory=_cache_directory)
+    """Where what can be made again is kept, such as the restraint library made ready."""
     listen: str = "127.0.0.1:50051"
     """HOST:PORT (port 0 takes a free one) or unix:PATH."""
     admin_listen: str = ""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -18,8 +19,6 @@ from bxmesh.client.sync import Mesh
 from bxmesh.client.trace import traced
 
 __all__ = ["Where", "connecting", "tracing"]
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -47,42 +46,47 @@ class Where:
             with self.connect() as mesh:
                 yield mesh
             return
-        announce("starting a mesh")
+        announce("start")
         try:
-            from bxmesh.server.embedded import EmbeddedMesh
+            from bxmesh.server.embedded import EmbeddedMesh, EmbeddedMeshError
         except ModuleNotFoundError as error:
             raise ServerMissing("Computing without a running mesh", error) from error
-        state_dir = str(self.state_dir) if self.state_dir else None
-        with (
-            EmbeddedMesh(state_dir=state_dir, workers=1) as embedded,
-            Mesh(embedded.address, state_dir=embedded.state_dir) as mesh,
-        ):
-            yield mesh
+        with ExitStack() as stack:
+            try:
+                embedded = stack.enter_context(EmbeddedMesh(state_dir=self.state_dir, workers=1))
+            except EmbeddedMeshError as error:
+                raise click.ClickException(f"{error}\n  remedy: run `bxmesh doctor`.") from error
+            yield stack.enter_context(Mesh(embedded.address, state_dir=embedded.state_dir))
 
 
-def connecting(command: F) -> F:
+def connecting(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options; the command gets them as `where`."""
 
-    def collect(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
-        where = ctx.meta.setdefault("bxmesh.where", {})
-        where[parameter.name] = value
-        ctx.params["where"] = Where(
-            **{name: where.get(name) for name in Where.__dataclass_fields__}
-        )
+    @click.option("--address", help="Where the mesh is: HOST:PORT or unix:PATH.")
+    @click.option(
+        "--state-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="The state directory of a mesh on this machine.",
+    )
+    @click.option("--tls/--no-tls", default=None, help="Use TLS.")
+    @click.option(
+        "--root-certificates",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="Trust these certificates (PEM).",
+    )
+    @wraps(command)
+    def call(
+        *arguments: Any,
+        address: str | None,
+        state_dir: Path | None,
+        tls: bool | None,
+        root_certificates: Path | None,
+        **options: Any,
+    ) -> None:
+        where = Where(address, state_dir, tls, root_certificates)
+        command(*arguments, where=where, **options)
 
-    directory = click.Path(path_type=Path, file_okay=False)
-    file = click.Path(path_type=Path, exists=True, dir_okay=False)
-    for option in (
-        click.option("--root-certificates", type=file, help="Trust these certificates (PEM)."),
-        click.option("--tls/--no-tls", default=None, help="Use TLS."),
-        click.option("--state-dir", type=directory, help="The state directory of a local mesh."),
-        click.option("--address", help="Where the mesh is: HOST:PORT or unix:PATH."),
-    ):
-        option(command)
-    for parameter in command.__click_params__[-4:]:  # type: ignore[attr-defined]
-        parameter.expose_value = False
-        parameter.callback = collect
-    return command
+    return call
 
 
 @contextmanager

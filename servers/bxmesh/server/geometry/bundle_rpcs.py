@@ -41,6 +41,7 @@ __all__ = ["BundleLimits", "BundleRpcs"]
 _DEFAULT_PAGE_SIZE = 100
 _WRITE_BYTES = 1024 * 1024
 _READAHEAD_BYTES = 8 * 1024 * 1024
+_CANCELLATION_SECONDS = 0.01
 _LONGEST_DURATION_SECONDS = 315_576_000_000
 
 T = TypeVar("T")
@@ -80,9 +81,10 @@ class BundleRpcs:
             try:
                 writer = await _in_thread(lambda: stack.enter_context(begin()))
                 await self._receive(requests, writer)
-                if context.cancelled():
-                    # The stream of a client that vanished can look as if it had ended.
-                    raise asyncio.CancelledError
+                if not (first.header.size_bytes or first.header.bundle_id):
+                    # When a client vanishes, gRPC ends the stream first and cancels the call just
+                    # after; without a size or digest to check, only that tells it from the end.
+                    await asyncio.sleep(_CANCELLATION_SECONDS)
                 bundle, existed = await _in_thread(writer.commit)
             finally:
                 await _in_thread(stack.close)
@@ -105,7 +107,11 @@ class BundleRpcs:
             if request.offset > bundle.size_bytes:
                 raise _out_of_range(request.offset, bundle)
             with self._store.open(request.bundle_id) as file:
-                await self._send(context, bundle, _chunks(file, request.offset, chunk_bytes))
+                await context.write(DownloadBundleResponse(bundle=bundle))
+                async with self._watch() as moved:
+                    for response in _chunks(file, request.offset, chunk_bytes):
+                        await context.write(response)
+                        moved()
 
     async def GetBundle(  # noqa: N802
         self,
@@ -170,25 +176,6 @@ class BundleRpcs:
                     await _in_thread(partial(writer.write, bytes(pending)))
                     pending.clear()
         await _in_thread(partial(writer.write, bytes(pending)))
-
-    async def _send(
-        self,
-        context: grpc.aio.ServicerContext[DownloadBundleRequest, DownloadBundleResponse],
-        bundle: Bundle,
-        chunks: Iterator[DownloadBundleResponse],
-    ) -> None:
-        response: DownloadBundleResponse | None = DownloadBundleResponse(bundle=bundle)
-        async with self._watch() as moved:
-            while response is not None:
-                sending = asyncio.ensure_future(context.write(response))
-                try:
-                    # The next chunk is made ready while this one is on its way.
-                    await asyncio.sleep(0)
-                    response = next(chunks, None)
-                    await sending
-                finally:
-                    sending.cancel()
-                moved()
 
     @contextmanager
     def _transfer(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bxmesh.geometry.v1 import bundle_pb2
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.errors import invalid_argument
+from bxmesh.tensors import to_buffer
 
 
 def load_coordinates(store: BundleStore, bundle_id: str) -> NDArray[Any]:
@@ -52,6 +53,6 @@ def save_coordinates(
         durable=False,
     ) as writer:
         writer.write(header.getvalue())
-        writer.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        writer.write(to_buffer(array))
         bundle, _ = writer.commit()
     return bundle.bundle_id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bxmesh.geometry.v1 import geometry_service_pb2_grpc
 from bxmesh.server.geometry.bundle_rpcs import BundleRpcs
 from bxmesh.server.geometry.gradient_rpcs import GradientRpcs
 from bxmesh.server.geometry.mesh import GeometryMesh
@@ -10,13 +9,7 @@ from bxmesh.server.geometry.model_rpcs import ModelRpcs
 from bxmesh.server.geometry.session_rpcs import SessionRpcs
 
 
-class GeometryService(
-    BundleRpcs,
-    ModelRpcs,
-    GradientRpcs,
-    SessionRpcs,
-    geometry_service_pb2_grpc.GeometryServiceServicer,
-):
+class GeometryService(BundleRpcs, ModelRpcs, GradientRpcs, SessionRpcs):
     """Bundles, models, gradients and sessions."""
 
     def __init__(self, mesh: GeometryMesh) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from redis.asyncio import Redis
 
 from bxmesh.geometry.v1 import geometry_work_pb2
@@ -26,7 +28,7 @@ class SessionRecords:
 
     async def load(self, session_id: str) -> geometry_work_pb2.SessionRecord | None:
         """Reads a record; None when there is none, or no longer."""
-        data = await self._redis.get(_key(session_id))
+        data: Any = await self._redis.get(_key(session_id))
         return None if data is None else geometry_work_pb2.SessionRecord.FromString(data)
 
     async def touch(self, session_id: str) -> None:

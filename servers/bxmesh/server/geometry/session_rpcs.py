@@ -7,7 +7,7 @@ import contextlib
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
@@ -106,7 +106,7 @@ class _Session:
                 await mesh.sessions.forget(self._session_id)
             raise
 
-    async def relay(self, requests: AsyncIterator[_Request]) -> AsyncIterator[_Response]:
+    async def relay(self, requests: AsyncIterator[_Request]) -> AsyncGenerator[_Response, None]:
         """Passes messages on in both directions until the client has ended and all is answered."""
         sender = asyncio.create_task(self._send_all(requests))
         lost = 0

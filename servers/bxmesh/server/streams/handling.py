@@ -58,7 +58,7 @@ def remaining_seconds(item: work_pb2.WorkItem) -> float | None:
     """Seconds until an item's deadline; None when it has none."""
     if not item.HasField("deadline"):
         return None
-    return item.deadline.ToNanoseconds() / 1e9 - time.time()
+    return float(item.deadline.ToNanoseconds()) / 1e9 - time.time()
 
 
 async def handle(

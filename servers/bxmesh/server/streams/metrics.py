@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,6 +12,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from bxmesh.server import telemetry
 from bxmesh.server.errors import MeshError
 from bxmesh.server.streams.queue import QueueStats, WorkQueue
+from bxmesh.server.streams.tasks import end_tasks
 
 _QUEUE = "messaging.destination.name"
 
@@ -91,9 +91,7 @@ class QueueGauges:
         trace: TracebackType | None,
     ) -> None:
         assert self._poller is not None
-        self._poller.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._poller
+        await end_tasks(self._poller)
         self._stats = None
 
     def _observer(

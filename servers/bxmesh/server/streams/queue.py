@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -259,6 +260,14 @@ class WorkQueue:
             moved += count
         return moved
 
+    async def retire(self, worker_id: str) -> int:
+        """Gives all work of a worker that is known to be dead to others; returns how many entries."""
+        await self.redis.zrem(self.keys.lanes, worker_id)
+        moved = 0
+        for stream in (self.keys.lane(worker_id), self.keys.shared):
+            moved += await self.requeue(stream, worker_id=worker_id, vanished=True)
+        return moved + await self.close_lane(worker_id)
+
     async def ensure_group(self) -> None:
         """Creates the consumer group at the stream's beginning, so that nothing added before is missed."""
         try:
@@ -271,7 +280,7 @@ class WorkQueue:
         """What is in the queue now; raises MeshError UNAVAILABLE without Redis."""
         keys = self.keys
         with redis_errors():
-            workers = await self.redis.zrange(keys.lanes, 0, -1)
+            workers: Any = await self.redis.zrange(keys.lanes, 0, -1)
             streams = [keys.shared, *(keys.lane(worker.decode()) for worker in workers)]
             pipeline = self.redis.pipeline(transaction=False)
             for stream in streams:

@@ -18,6 +18,7 @@ from bxmesh.server.errors import MeshError, deadline_exceeded
 from bxmesh.server.streams.connection import REDIS_ERRORS
 from bxmesh.server.streams.keys import reply_channel
 from bxmesh.server.streams.queue import Ticket, WorkQueue
+from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.work.v1 import work_pb2
 
 _log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
 _LISTEN_SECONDS = 30.0
 _PAUSE_SECONDS = 0.2
+_FAREWELL_SECONDS = 2.0
 _MOST_EVENTS = 256
 
 
@@ -112,8 +114,10 @@ class WorkClient:
         trace: TracebackType | None,
     ) -> None:
         assert self._listener is not None
-        self._listener.cancel()
-        await asyncio.gather(self._listener, *self._farewells, return_exceptions=True)
+        await end_tasks(self._listener)
+        if self._farewells:
+            await asyncio.wait(self._farewells, timeout=_FAREWELL_SECONDS)
+            await end_tasks(*self._farewells)
 
     @property
     def waiting(self) -> int:

@@ -28,6 +28,7 @@ from bxmesh.server.streams.metrics import WorkerCounters, WorkerMetrics
 from bxmesh.server.streams.queue import QueueOptions, WorkQueue, cancelled, messaging_attributes
 from bxmesh.server.streams.scripts import RENEW
 from bxmesh.server.streams.settlement import Settlement, worker_lost
+from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.work.v1 import work_pb2
 
 _log = logging.getLogger(__name__)
@@ -98,10 +99,10 @@ class Worker:
         tasks = [stopping, reader, keeper, *helpers]
         try:
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            await _end(reader, keeper)
+            await end_tasks(reader, keeper)
             await self._drain()
         finally:
-            await _end(*tasks, *(held.task for held in self._held.values() if held.task))
+            await end_tasks(*tasks, *(held.task for held in self._held.values() if held.task))
         for task in ended:
             task.result()
 
@@ -315,19 +316,13 @@ class Worker:
         tasks = [held.task for held in self._held.values() if held.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=self.options.drain_grace)
-            await _end(*tasks)
+            await end_tasks(*tasks)
         try:
             await self._give_back()
             await self.queue.close_lane(self.options.worker_id)
             await self._maintenance.forget(self.options.worker_id)
         except REDIS_ERRORS as error:
             _log.warning("could not hand the rest back: %s; its lease will end", error)
-
-
-async def _end(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _links(entry: work_pb2.WorkEntry) -> list[trace.Link]:

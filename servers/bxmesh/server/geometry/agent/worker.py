@@ -46,7 +46,7 @@ class GeometryWorker:
             timedelta(seconds=settings.max_bundle_lifetime),
             settings.max_bundle_bytes,
         )
-        library = RestraintLibrary(settings.state_dir / "cache")
+        library = RestraintLibrary(settings.cache_dir)
         self._executor = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="engine")
         self.models = WarmModels(
             store,

@@ -69,12 +69,12 @@ class RestraintLibrary:
             return LibraryDescription("", "", 0, False, False, False, remedy=error.message)
         names = _list_blocks(location.path)
         embedded = location.source == _EMBEDDED
-        links = embedded or _LINKS <= names or (location.path.parent / _GEOSTD_LINKS).is_dir()
+        links = embedded or names >= _LINKS or (location.path.parent / _GEOSTD_LINKS).is_dir()
         hydrogens = _N_TERMINUS in names
         remedies = []
         if not links:
             remedies.append(
-                f"DNA and RNA cannot be restrained: this library has no nucleotide links. {_INSTALL}"
+                f"DNA and RNA cannot be restrained: it has no links for nucleotides. {_INSTALL}"
             )
         if not hydrogens:
             remedies.append(
@@ -141,8 +141,9 @@ class RestraintLibrary:
         return self._location
 
     def _load(self, location: _Location) -> tuple[server.server, server.ener_lib]:
-        from bxmesh.server.geometry.engine import cctbx_first  # noqa: F401
         from mmtbx.monomer_library import server
+
+        from bxmesh.server.geometry.engine import cctbx_first  # noqa: F401
 
         try:
             if location.source == _EMBEDDED:

@@ -4,18 +4,18 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import iotbx.cif
+import iotbx.cif.model
 import iotbx.pdb
 import iotbx.pdb.mmcif
 import numpy as np
 import numpy.typing as npt
 from cctbx import crystal
 from cctbx.array_family import flex
-from iotbx.pdb import hy36decode
+from iotbx.pdb import hy36decode, hy36encode
 
-from bxmesh.server.geometry.engine import files
+from bxmesh.server.geometry.engine import cif, files
 from bxmesh.server.geometry.engine.errors import EngineError
-from bxmesh.server.geometry.engine.types import AtomTable
+from bxmesh.server.geometry.engine.types import AtomTable, Names
 from bxmesh.server.geometry.engine.words import words
 
 _FIELD = "macromolecule"
@@ -30,6 +30,7 @@ _REQUIRED_EITHER = (
     ("label_atom_id", "auth_atom_id"), ("label_asym_id", "auth_asym_id"),
     ("label_comp_id", "auth_comp_id"), ("label_seq_id", "auth_seq_id"),
 )
+_SERIAL_WIDTH = 5
 _SHOWN = 5
 
 
@@ -99,7 +100,7 @@ def _read_pdb(text: str) -> tuple[Any, Any, npt.NDArray[np.intp]]:
 
 
 def _read_mmcif(text: str) -> tuple[Any, Any, npt.NDArray[np.intp]]:
-    document = iotbx.cif.reader(input_string=text).model()
+    document = cif.reader(text, field=_FIELD, reason=_UNREADABLE).model()
     blocks = [block for block in document.values() if "_atom_site.id" in block]
     if not blocks:
         _refuse_missing(document)
@@ -130,9 +131,12 @@ def _read_mmcif(text: str) -> tuple[Any, Any, npt.NDArray[np.intp]]:
     only["model"] = block
     source = iotbx.pdb.mmcif.cif_input(cif_object=only)
     hierarchy = source.construct_hierarchy(sort_atoms=False)
-    ids = {atom.memory_id(): places[hy36decode(5, atom.serial)] for atom in hierarchy.atoms()}
+    marks = {
+        atom.memory_id(): places[hy36decode(_SERIAL_WIDTH, atom.serial)]
+        for atom in hierarchy.atoms()
+    }
     hierarchy.sort_atoms_in_place()
-    return source, hierarchy, _merged(hierarchy, ids)
+    return source, hierarchy, _merged(hierarchy, marks)
 
 
 def _refuse_missing(document: Any) -> None:
@@ -146,16 +150,14 @@ def _refuse_missing(document: Any) -> None:
 
 
 def _merged(hierarchy: Any, places: dict[int, int]) -> npt.NDArray[np.intp]:
-    file_order = np.array([places[atom.memory_id()] for atom in hierarchy.atoms()], dtype=np.intp)
-    # Merging copies atoms; their marks last as long as `marks` does.
-    marks = hierarchy.atoms().reset_tmp()
+    # Merging copies atoms, and the serial number is what a copy keeps.
+    for atom in hierarchy.atoms():
+        atom.serial = hy36encode(_SERIAL_WIDTH, places[atom.memory_id()])
     hierarchy.merge_atoms_at_end_to_residues()
     atoms = hierarchy.atoms()
-    order = file_order[np.array(atoms.extract_tmp_as_size_t(), dtype=np.intp)]
-    del marks
     atoms.reset_i_seq()
     atoms.set_chemical_element_simple_if_necessary()
-    return order
+    return np.array([hy36decode(_SERIAL_WIDTH, atom.serial) for atom in atoms], dtype=np.intp)
 
 
 def _assemble(
@@ -187,7 +189,7 @@ def _assemble(
         symmetry=symmetry,
         atoms=atoms,
         hydrogens=np.isin(atoms.element, ["H", "D"]),
-        experiment=str(source.get_experiment_type() or ""),
+        experiment=_experiment(form, source),
         notices=_notices(source, symmetry),
     )
 
@@ -225,15 +227,19 @@ def _table(hierarchy: Any, order: npt.NDArray[np.intp]) -> AtomTable:
         for group in (atom.parent(),)
         for residue in (group.parent(),)
     ]
-    columns = [np.empty(len(rows), dtype=f"<U{max(map(len, column), default=1) or 1}")
-               for column in zip(*rows, strict=True)]
-    for column, values in zip(columns, zip(*rows, strict=True), strict=True):
-        column[order] = values
+    columns = [_column(values, order) for values in zip(*rows, strict=True)]
     sites = np.empty((len(rows), 3))
     sites[order] = hierarchy.atoms().extract_xyz().as_double().as_numpy_array().reshape(-1, 3)
-    for array in (*columns, sites):
-        array.flags.writeable = False
-    return AtomTable(*columns, sites=sites)
+    sites.flags.writeable = False
+    name, resname, chain, resseq, icode, altloc, element = columns
+    return AtomTable(name, resname, chain, resseq, icode, altloc, element, sites)
+
+
+def _column(values: tuple[str, ...], order: npt.NDArray[np.intp]) -> Names:
+    column = np.empty(len(values), dtype=f"<U{max(1, *map(len, values))}")
+    column[order] = values
+    column.flags.writeable = False
+    return column
 
 
 def _symmetry(source: Any) -> crystal.symmetry | None:
@@ -248,12 +254,20 @@ def _symmetry(source: Any) -> crystal.symmetry | None:
     return symmetry
 
 
+def _experiment(form: Literal["pdb", "mmcif"], source: Any) -> str:
+    if form == "mmcif":
+        return str(source.get_experiment_type())
+    # Read here because iotbx does not know ELECTRON CRYSTALLOGRAPHY.
+    lines = [line[10:].strip() for line in source.title_section() if line.startswith("EXPDTA")]
+    return " ".join(lines).upper()
+
+
 def _notices(source: Any, symmetry: crystal.symmetry | None) -> tuple[str, ...]:
     notices = []
     if symmetry is None:
         notices.append("The macromolecule has no unit cell and space group: geometry only.")
     operators = source.process_MTRIX_records()
-    if operators is not None and not operators.is_empty() and not all(operators.coordinates_present):
+    if operators is not None and not all(operators.coordinates_present):
         notices.append(
             "The file's non-crystallographic symmetry (MTRIX) is not applied: the atoms in the "
             "file are used as they are."

@@ -30,9 +30,10 @@ from bxmesh.server.geometry.engine.types import (
 )
 from bxmesh.server.geometry.engine.xray import XrayTarget, scattering_table
 
+_DEFAULT_XRAY = XrayOptions()
 _BYTES_PER_MODEL = 500_000
 _BYTES_PER_ATOM = 4_500
-_BYTES_PER_REFLECTION = 2_000
+_BYTES_PER_REFLECTION = 1_000
 
 
 def untraced(name: str) -> AbstractContextManager[None]:
@@ -103,7 +104,7 @@ class BuiltModel:
     def prepare(
         self,
         target: Literal["geometry", "xray"],
-        options: XrayOptions = XrayOptions(),
+        options: XrayOptions = _DEFAULT_XRAY,
         on_step: StepFactory | None = None,
     ) -> None:
         """Build what `target` needs before its first evaluation; raises EngineError."""
@@ -129,7 +130,7 @@ class BuiltModel:
     def xray(
         self,
         sites: Floats | None = None,
-        options: XrayOptions = XrayOptions(),
+        options: XrayOptions = _DEFAULT_XRAY,
         on_step: StepFactory | None = None,
         *,
         scales: XrayTarget | None = None,

@@ -1,16 +1,15 @@
 """Reading reflections: amplitudes or intensities, and R-free flags."""
 
 import io
+import random
 from dataclasses import dataclass
 from typing import Any
 
-import iotbx.cif
 import iotbx.mtz
 from cctbx import crystal, french_wilson
-from cctbx.array_family import flex
 from iotbx.reflection_file_utils import get_r_free_flags_scores
 
-from bxmesh.server.geometry.engine import files, mtz_header
+from bxmesh.server.geometry.engine import cif, files, mtz_header
 from bxmesh.server.geometry.engine.errors import EngineError
 from bxmesh.server.geometry.engine.types import ModelOptions
 from bxmesh.server.geometry.engine.words import words
@@ -93,7 +92,7 @@ def _arrays(content: bytes, symmetry: crystal.symmetry | None) -> list[Any]:
             "The reflections are neither MTZ nor structure-factor CIF.",
             field=_FIELD,
         )
-    reader = iotbx.cif.reader(input_string=text)
+    reader = cif.reader(text, field=_FIELD, reason=_UNREADABLE)
     arrays = reader.as_miller_arrays()
     if arrays and arrays[0].unit_cell() is None:
         arrays = reader.as_miller_arrays(crystal_symmetry=symmetry)
@@ -254,14 +253,22 @@ def _flags(
             field=_FIELD,
         )
     if options.generate_r_free_flags:
-        # The same data must always get the same flags.
-        flex.set_random_seed(0)
-        flags = f_obs.generate_r_free_flags(fraction=_FREE_FRACTION, max_free=_FREE_MAXIMUM)
+        flags = _generated(f_obs)
         notices.append(
             "R-free flags were generated: R-free is not independent of a model refined elsewhere."
         )
         return flags, None, 1, True
     return None, None, None, False
+
+
+def _generated(f_obs: Any) -> Any:
+    # The same data must always get the same flags, and cctbx draws from Python's generator.
+    state = random.getstate()
+    random.seed(0)
+    try:
+        return f_obs.generate_r_free_flags(fraction=_FREE_FRACTION, max_free=_FREE_MAXIMUM)
+    finally:
+        random.setstate(state)
 
 
 def _matching(flags: Any, f_obs: Any, notices: list[str]) -> Any:

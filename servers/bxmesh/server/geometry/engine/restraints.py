@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import iotbx.cif
 import mmtbx.model
 import numpy as np
 from cctbx.array_family import flex
 from libtbx.utils import null_out
 from mmtbx.monomer_library import pdb_interpretation
 
-from bxmesh.server.geometry.engine import files
+from bxmesh.server.geometry.engine import cif, files
 from bxmesh.server.geometry.engine.errors import EngineError, SampleError
 from bxmesh.server.geometry.engine.library import RestraintLibrary
 from bxmesh.server.geometry.engine.macromolecule import Macromolecule
@@ -136,14 +135,7 @@ def build(
 def _read_dictionary(data: bytes, number: int) -> Any:
     field, reason = "restraints", "RESTRAINTS_UNREADABLE"
     text = files.decode(files.decompress(data, field=field), field=field, reason=reason)
-    try:
-        document = iotbx.cif.reader(input_string=text, strict=False).model()
-    except Exception as error:
-        raise EngineError(
-            reason,
-            f"Restraint dictionary {number} is not CIF: {words(error)}",
-            field=field,
-        ) from error
+    document = cif.reader(text, field=field, reason=reason, strict=False).model()
     if not any(key.startswith(("comp_", "link_", "mod_")) for key in document):
         raise EngineError(
             reason,
@@ -172,8 +164,8 @@ def _refuse_unknown(processed: Any) -> None:
     raise EngineError(
         "UNKNOWN_ATOMS",
         f"{len(labels)} atoms are not in the dictionary of their residue: "
-        f"{'; '.join(labels[:5])}{' …' if len(labels) > 5 else ''}. Rename them or give a restraint "
-        "CIF for the residue with the model.",
+        f"{'; '.join(labels[:5])}{' …' if len(labels) > 5 else ''}. Rename them or give a "
+        "restraint CIF for the residue with the model.",
         field="macromolecule",
         subjects=labels,
     )

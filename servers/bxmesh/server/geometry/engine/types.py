@@ -16,7 +16,9 @@ StepFactory: TypeAlias = Callable[[str], AbstractContextManager[object]]
 Algorithm: TypeAlias = Literal["fft", "direct"]
 Hydrogens: TypeAlias = Literal["auto", "keep", "strip"]
 Parameter: TypeAlias = Literal["sites", "adp_iso", "occupancy"]
-ScatteringTable: TypeAlias = Literal["auto", "n_gaussian", "it1992", "wk1995", "electron", "neutron"]
+ScatteringTable: TypeAlias = Literal[
+    "auto", "n_gaussian", "it1992", "wk1995", "electron", "neutron"
+]
 TargetName: TypeAlias = Literal["ml", "ls"]
 UnitCell: TypeAlias = tuple[float, float, float, float, float, float]
 
@@ -103,7 +105,7 @@ class XrayResult:
     r_free: float | None
     reflections: int
     gradients: Mapping[str, Floats]
-    """`sites` [N, 3] per Å; `adp_iso` [N] per Å² of U, along the isotropic part of it for anisotropic
+    """`sites` [N, 3] per Å; `adp_iso` [N] per Å² of U, of its isotropic part for anisotropic
     atoms; `occupancy` [N]; all in the input file's order."""
     atom_mask: Mask
     """[N], True for the atoms that scatter."""

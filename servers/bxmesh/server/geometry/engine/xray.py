@@ -153,13 +153,14 @@ def scattering_table(model: Macromolecule, table: ScatteringTable) -> Scattering
 
 def _adp_gradients(scatterers: Any, result: Any) -> Floats:
     xray.set_scatterer_grad_flags(scatterers=scatterers, u_iso=True)
-    isotropic = result.gradients_wrt_atomic_parameters(u_iso=True).as_numpy_array()
+    isotropic: Floats = result.gradients_wrt_atomic_parameters(u_iso=True).as_numpy_array()
     anisotropic = scatterers.extract_use_u_aniso().as_numpy_array()
     if not anisotropic.any():
         return isotropic
     xray.set_scatterer_grad_flags(scatterers=scatterers, u_aniso=True)
     tensors = result.gradients_wrt_atomic_parameters(u_aniso=True).as_double().as_numpy_array()
-    return np.where(anisotropic, tensors.reshape(-1, 6)[:, :3].sum(axis=1), isotropic)
+    traces: Floats = tensors.reshape(-1, 6)[:, :3].sum(axis=1)
+    return np.where(anisotropic, traces, isotropic)
 
 
 def _no_solvent(f_obs: Any) -> Any:
