@@ -1,9 +1,9 @@
-"""A registry server on a unix socket, with two callers."""
+"""A registry server on a unix socket, and its callers."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +13,9 @@ import grpc
 import pytest
 from redis.asyncio import Redis
 
-from bxmesh.client.errors import MeshError, from_rpc_error
+from bxmesh.client.errors import BxmeshError, from_rpc_error
 from bxmesh.registry.v1 import agent_pb2, registry_service_pb2
-from bxmesh.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub, RegistryServiceStub
+from bxmesh.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from bxmesh.server.interceptors import server_interceptors
 from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.security.identities import EVERYTHING, Identity
@@ -35,18 +35,18 @@ class Anybody:
         return True
 
 
+ALICE = (("x-api-key", "alice"),)
+BOB = (("x-api-key", "bob"),)
+ADMIN = (("x-api-key", "admin"),)
+
+
 @dataclass
 class Mesh:
+    """A running registry; its service, and a stub for it."""
+
     service: RegistryService
     server: grpc.aio.Server
-    address: str
-
-    @asynccontextmanager
-    async def caller(self, name: str) -> AsyncIterator[RegistryServiceAsyncStub]:
-        async with grpc.aio.insecure_channel(
-            self.address, interceptors=_with_key(name)
-        ) as channel:
-            yield RegistryServiceStub(channel)
+    stub: Any
 
 
 @asynccontextmanager
@@ -62,12 +62,15 @@ async def registry(redis: Redis, **options: Any) -> AsyncIterator[Mesh]:
             server.add_insecure_port(address)
             await server.start()
             try:
-                yield Mesh(service, server, address)
+                async with grpc.aio.insecure_channel(address) as channel:
+                    yield Mesh(service, server, RegistryServiceStub(channel))
             finally:
                 await server.stop(0)
 
 
-def registration(agent_id: str, *capabilities: str, **fields: Any) -> agent_pb2.RegisterAgentRequest:
+def registration(
+    agent_id: str, *capabilities: str, **fields: Any
+) -> agent_pb2.RegisterAgentRequest:
     return agent_pb2.RegisterAgentRequest(
         agent_id=agent_id,
         agent_type=fields.pop("agent_type", "test.agent"),
@@ -76,10 +79,11 @@ def registration(agent_id: str, *capabilities: str, **fields: Any) -> agent_pb2.
     )
 
 
-@asynccontextmanager
-async def refused(code: str, reason: str) -> AsyncIterator[MeshError]:
-    """Expects a call to fail; yields nothing of use before it has."""
+@contextmanager
+def refused(code: str, reason: str) -> Iterator[list[BxmeshError]]:
+    """Expects a call to fail; the list holds the error afterwards."""
+    errors: list[BxmeshError] = []
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        yield MeshError  # type: ignore[misc]
-    error = from_rpc_error(raised.value)
-    assert (raised.value.code().name, error.reason) == (code, reason), error
+        yield errors
+    errors.append(from_rpc_error(raised.value))
+    assert (raised.value.code().name, errors[0].reason) == (code, reason), errors[0]

@@ -199,7 +199,7 @@ class _SampleStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SampleSt
     SAMPLE_STATUS_NON_FINITE: _SampleStatus.ValueType  # 2
     """Some coordinate is NaN or infinite."""
     SAMPLE_STATUS_OUT_OF_RANGE: _SampleStatus.ValueType  # 3
-    """Some coordinate is further than 100,000 angstrom from the origin."""
+    """Some coordinate is further than 10,000 angstrom from the origin on an axis."""
     SAMPLE_STATUS_EXPLODED: _SampleStatus.ValueType  # 4
     """The model has come apart: some bond is longer than CCTBX allows."""
     SAMPLE_STATUS_DEGENERATE: _SampleStatus.ValueType  # 5
@@ -217,7 +217,7 @@ SAMPLE_STATUS_OK: SampleStatus.ValueType  # 1
 SAMPLE_STATUS_NON_FINITE: SampleStatus.ValueType  # 2
 """Some coordinate is NaN or infinite."""
 SAMPLE_STATUS_OUT_OF_RANGE: SampleStatus.ValueType  # 3
-"""Some coordinate is further than 100,000 angstrom from the origin."""
+"""Some coordinate is further than 10,000 angstrom from the origin on an axis."""
 SAMPLE_STATUS_EXPLODED: SampleStatus.ValueType  # 4
 """The model has come apart: some bond is longer than CCTBX allows."""
 SAMPLE_STATUS_DEGENERATE: SampleStatus.ValueType  # 5

@@ -27,21 +27,25 @@ class _HydrogenPolicy:
 class _HydrogenPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HydrogenPolicy.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     HYDROGEN_POLICY_UNSPECIFIED: _HydrogenPolicy.ValueType  # 0
-    """The server chooses: kept when the restraint library knows their names, otherwise set aside with a notice."""
+    """The server chooses: restrained when the restraint library knows their names, otherwise set aside with a notice."""
     HYDROGEN_POLICY_KEEP: _HydrogenPolicy.ValueType  # 1
-    """Kept; refused when the restraint library does not know them."""
+    """Restrained; refused when the restraint library does not know them."""
     HYDROGEN_POLICY_STRIP: _HydrogenPolicy.ValueType  # 2
-    """Set aside: their gradients are zero and atom_mask is false for them."""
+    """Set aside from geometry: their geometry gradients are zero and atom_mask is false for them. They scatter
+    all the same.
+    """
 
 class HydrogenPolicy(_HydrogenPolicy, metaclass=_HydrogenPolicyEnumTypeWrapper):
     """HydrogenPolicy says what becomes of hydrogens in the macromolecule."""
 
 HYDROGEN_POLICY_UNSPECIFIED: HydrogenPolicy.ValueType  # 0
-"""The server chooses: kept when the restraint library knows their names, otherwise set aside with a notice."""
+"""The server chooses: restrained when the restraint library knows their names, otherwise set aside with a notice."""
 HYDROGEN_POLICY_KEEP: HydrogenPolicy.ValueType  # 1
-"""Kept; refused when the restraint library does not know them."""
+"""Restrained; refused when the restraint library does not know them."""
 HYDROGEN_POLICY_STRIP: HydrogenPolicy.ValueType  # 2
-"""Set aside: their gradients are zero and atom_mask is false for them."""
+"""Set aside from geometry: their geometry gradients are zero and atom_mask is false for them. They scatter
+all the same.
+"""
 Global___HydrogenPolicy: _TypeAlias = HydrogenPolicy  # noqa: Y015
 
 class _ScatteringTable:
@@ -295,7 +299,7 @@ class ModelSummary(_message.Message):
     hydrogens: _builtins.int
     """Hydrogen atoms in the file."""
     atoms_set_aside: _builtins.int
-    """Atoms set aside (see HydrogenPolicy): they have zero gradients."""
+    """Atoms set aside from geometry (see HydrogenPolicy)."""
     alternative_locations: _builtins.bool
     """Whether some atom has alternative locations."""
     space_group: _builtins.str
@@ -416,7 +420,7 @@ class AtomTable(_message.Message):
 
     @_builtins.property
     def atom_mask(self) -> _tensor_pb2.Tensor:
-        """Which atoms take part in calculations: bool [N]."""
+        """Which atoms have geometry restraints: bool [N]."""
 
     @_builtins.property
     def sites(self) -> _tensor_pb2.Tensor:

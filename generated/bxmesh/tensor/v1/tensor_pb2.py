@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62xmesh/tensor/v1/tensor.proto\x12\x10\x62xmesh.tensor.v1\x1a\x1b\x62uf/validate/validate.proto\"\x95\x01\n\nTensorSpec\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x39\n\tdata_type\x18\x02 \x01(\x0e\x32\x1a.bxmesh.tensor.v1.DataTypeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1d\n\x05shape\x18\x03 \x03(\x03\x42\x0e\xbaH\x0b\x92\x01\x08\x10\x08\"\x04\"\x02(\x00\x12\x15\n\x04unit\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"J\n\x06Tensor\x12\x32\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.bxmesh.tensor.v1.TensorSpecB\x06\xbaH\x03\xc8\x01\x01\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xaf\x01\n\x0cTensorHeader\x12\x32\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.bxmesh.tensor.v1.TensorSpecB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\x0btotal_bytes\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1c\n\x0b\x63hunk_bytes\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12/\n\x06\x64igest\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x17\x32\x15^sha256:[0-9a-f]{64}$\xd8\x01\x01\"\x96\x01\n\x0bTensorChunk\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.bxmesh.tensor.v1.TensorHeader\x12\x16\n\x04name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x17\n\x06offset\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\r\n\x05\x63rc32\x18\x05 \x01(\x07*\xd9\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x04\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x06\x12\x17\n\x13\x44\x41TA_TYPE_COMPLEX64\x10\x07\x12\x18\n\x14\x44\x41TA_TYPE_COMPLEX128\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62xmesh/tensor/v1/tensor.proto\x12\x10\x62xmesh.tensor.v1\x1a\x1b\x62uf/validate/validate.proto\"\x95\x01\n\nTensorSpec\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x39\n\tdata_type\x18\x02 \x01(\x0e\x32\x1a.bxmesh.tensor.v1.DataTypeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1d\n\x05shape\x18\x03 \x03(\x03\x42\x0e\xbaH\x0b\x92\x01\x08\x10\x08\"\x04\"\x02(\x00\x12\x15\n\x04unit\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"V\n\x06Tensor\x12\x32\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.bxmesh.tensor.v1.TensorSpecB\x06\xbaH\x03\xc8\x01\x01\x12\x18\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\x80\x02\"\xaf\x01\n\x0cTensorHeader\x12\x32\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.bxmesh.tensor.v1.TensorSpecB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\x0btotal_bytes\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1c\n\x0b\x63hunk_bytes\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12/\n\x06\x64igest\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x17\x32\x15^sha256:[0-9a-f]{64}$\xd8\x01\x01\"\x96\x01\n\x0bTensorChunk\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.bxmesh.tensor.v1.TensorHeader\x12\x16\n\x04name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x17\n\x06offset\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\r\n\x05\x63rc32\x18\x05 \x01(\x07*\xd9\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x04\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x06\x12\x17\n\x13\x44\x41TA_TYPE_COMPLEX64\x10\x07\x12\x18\n\x14\x44\x41TA_TYPE_COMPLEX128\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENSORSPEC'].fields_by_name['unit']._serialized_options = b'\272H\004r\002\030@'
   _globals['_TENSOR'].fields_by_name['spec']._loaded_options = None
   _globals['_TENSOR'].fields_by_name['spec']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_TENSOR'].fields_by_name['data']._loaded_options = None
+  _globals['_TENSOR'].fields_by_name['data']._serialized_options = b'\272H\007z\005\030\200\200\200\002'
   _globals['_TENSORHEADER'].fields_by_name['spec']._loaded_options = None
   _globals['_TENSORHEADER'].fields_by_name['spec']._serialized_options = b'\272H\003\310\001\001'
   _globals['_TENSORHEADER'].fields_by_name['total_bytes']._loaded_options = None
@@ -56,14 +58,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENSORCHUNK'].fields_by_name['offset']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_TENSORCHUNK'].fields_by_name['data']._loaded_options = None
   _globals['_TENSORCHUNK'].fields_by_name['data']._serialized_options = b'\272H\006z\004\030\200\200@'
-  _globals['_DATATYPE']._serialized_start=640
-  _globals['_DATATYPE']._serialized_end=857
+  _globals['_DATATYPE']._serialized_start=652
+  _globals['_DATATYPE']._serialized_end=869
   _globals['_TENSORSPEC']._serialized_start=81
   _globals['_TENSORSPEC']._serialized_end=230
   _globals['_TENSOR']._serialized_start=232
-  _globals['_TENSOR']._serialized_end=306
-  _globals['_TENSORHEADER']._serialized_start=309
-  _globals['_TENSORHEADER']._serialized_end=484
-  _globals['_TENSORCHUNK']._serialized_start=487
-  _globals['_TENSORCHUNK']._serialized_end=637
+  _globals['_TENSOR']._serialized_end=318
+  _globals['_TENSORHEADER']._serialized_start=321
+  _globals['_TENSORHEADER']._serialized_end=496
+  _globals['_TENSORCHUNK']._serialized_start=499
+  _globals['_TENSORCHUNK']._serialized_end=649
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,8 @@ def demo(output: Path) -> None:
         str(model),
         "--reflections",
         str(reflections),
+        "--scattering-table",
+        "electron",
         "--output",
         str(output / "gradients.npz"),
     ]
