@@ -47,7 +47,7 @@ class GeometryServer(geometry_service_pb2_grpc.GeometryServiceServicer):
         self.steps: list[list[int]] = []
         self.closed_sessions = 0
         self.silent = False
-        """Whether sessions leave steps unanswered."""
+        """Whether calculations and steps are left unanswered."""
 
     async def _enter(self, method: str, context: grpc.aio.ServicerContext) -> None:
         self.calls[method] += 1
@@ -157,6 +157,8 @@ class GeometryServer(geometry_service_pb2_grpc.GeometryServiceServicer):
         await self._enter("ComputeGradients", context)
         self.open_streams["ComputeGradients"] += 1
         try:
+            if self.silent:
+                await asyncio.Event().wait()
             source = request.coordinates.WhichOneof("source")
             if source == "tensor":
                 sites = from_message(request.coordinates.tensor, max_bytes=1 << 30)

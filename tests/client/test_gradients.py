@@ -150,9 +150,11 @@ async def test_retries_end(server, mesh):
 
 
 async def test_timeout(server, mesh):
+    server.silent = True
     with pytest.raises(DeadlineExceeded) as raised:
-        await mesh.gradients(MODEL, SITES, timeout=1e-6)
+        await mesh.gradients(MODEL, SITES, timeout=0.1)
     assert len(raised.value.trace_id) == 32
+    assert await server.ended("ComputeGradients")
 
 
 async def test_cancelled_call_ends_its_stream(server, mesh):

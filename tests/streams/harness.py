@@ -1,4 +1,4 @@
-"""Parts of the stream tests: queues with short leases, workers here and in processes of their own."""
+"""Parts of the stream tests: queues with short leases, workers here and elsewhere."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bxmesh.server.streams import Handler, QueueOptions, Worker, WorkerOptions
 from google.protobuf.wrappers_pb2 import StringValue
 from redis.asyncio import Redis
+
+from bxmesh.server.streams import Handler, QueueOptions, Worker, WorkerOptions
 
 PATIENCE = 30.0
 
@@ -26,7 +27,7 @@ def options(name: str = "test", **changes: Any) -> QueueOptions:
     )
 
 
-async def until(condition: Callable[[], Any]) -> Any:
+async def until(condition: Callable[..., Any]) -> Any:
     """Waits until a condition, awaited if need be, holds; returns what it returned."""
     async with asyncio.timeout(PATIENCE):
         while True:

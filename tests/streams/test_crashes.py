@@ -1,4 +1,5 @@
-"""Workers and servers that are killed, frozen and restarted: nothing is lost, nothing commits twice."""
+"""Workers and servers that are killed, frozen and restarted: nothing is lost, nothing commits
+twice."""
 
 from __future__ import annotations
 
@@ -6,13 +7,15 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+
+from google.protobuf.wrappers_pb2 import StringValue
+from redis.asyncio import Redis
 
 from bxmesh.server.errors import MeshError
 from bxmesh.server.streams import DeadLetters, Ticket, WorkContext, WorkQueue, connect
 from bxmesh.work.v1 import work_pb2
-from google.protobuf.wrappers_pb2 import StringValue
-from redis.asyncio import Redis
 from tests.conftest import start_valkey
 from tests.streams.harness import WorkerProcess, options, read_text, running, text, until
 
@@ -40,7 +43,7 @@ async def test_the_work_of_a_killed_worker_is_done_once_more(
         await victim.kill()
     async with running(redis, queue.options, {"hold": hold}) as worker:
         # From here on nothing is added: the stream is idle.
-        outcomes = [await until(lambda t=t: queue.outcome(t.item_id)) for t in (ticket, lane)]
+        outcomes = [await until(partial(queue.outcome, t.item_id)) for t in (ticket, lane)]
         assert worker.counters.done == 2
     for outcome in outcomes:
         assert outcome.attempts == 2
@@ -102,9 +105,7 @@ class Valkey:
 
     async def restart(self) -> None:
         self.kill()
-        self._server = await asyncio.to_thread(
-            start_valkey, self._directory, appendfsync="always"
-        )
+        self._server = await asyncio.to_thread(start_valkey, self._directory, appendfsync="always")
 
 
 async def enqueue_surely(queue: WorkQueue, kind: str, request_id: str) -> Ticket:
@@ -128,7 +129,7 @@ async def test_redis_restarted_under_load_loses_no_acknowledged_item(short_dir: 
 
     async with mortal_valkey(short_dir) as valkey:
         clients = [connect(valkey.url) for _ in range(3)]
-        queue = WorkQueue(clients[0], options(lease=5.0))
+        queue = WorkQueue(clients[0], options(lease=1.5, max_attempts=10))
         acknowledged: set[str] = set()
 
         async def produce(name: str) -> None:
@@ -142,7 +143,7 @@ async def test_redis_restarted_under_load_loses_no_acknowledged_item(short_dir: 
         ):
             producers = asyncio.gather(*(produce(f"p{i}") for i in range(4)))
             for at in (60, 160):
-                await until(lambda at=at: len(acknowledged) > at)
+                await until(partial(_has_grown, acknowledged, at))
                 await valkey.restart()
             await producers
             await until(lambda: done.keys() >= acknowledged)
@@ -155,6 +156,10 @@ async def test_redis_restarted_under_load_loses_no_acknowledged_item(short_dir: 
         assert (await queue.stats()).dead == 0
         for client in clients:
             await client.aclose()
+
+
+def _has_grown(names: set[str], size: int) -> bool:
+    return len(names) > size
 
 
 async def _is_empty(queue: WorkQueue) -> bool:
@@ -172,9 +177,7 @@ async def test_every_item_ends_exactly_once_whatever_happens(short_dir: Path) ->
         redis = connect(valkey.url)
         await redis.ping()
         queue = WorkQueue(redis, options(max_attempts=4))
-        workers = {
-            name: await WorkerProcess.start(valkey.url, name) for name in ("one", "two")
-        }
+        workers = {name: await WorkerProcess.start(valkey.url, name) for name in ("one", "two")}
         tickets: dict[str, tuple[str, Ticket]] = {}
         cancelled: set[str] = set()
         kills, restarts, crashes = 3, 2, 3

@@ -6,13 +6,14 @@ import asyncio
 
 import grpc
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+from redis.asyncio import Redis
+
 from bxmesh.server.errors import MeshError
 from bxmesh.server.streams import Ticket, WorkClient, WorkContext, WorkQueue
 from bxmesh.server.streams.keys import reply_channel
 from bxmesh.server.streams.replies import Submission
 from bxmesh.work.v1 import work_pb2
-from google.protobuf.wrappers_pb2 import StringValue
-from redis.asyncio import Redis
 from tests.streams.harness import options, read_text, running, text, until
 
 
@@ -81,11 +82,9 @@ async def test_a_lost_event_loses_nothing(redis: Redis) -> None:
     queue = WorkQueue(redis, options())
     async with WorkClient(redis) as client, client.submit(queue, "echo", text("x")) as submission:
         await until(lambda: _subscribed(redis, client))
-        await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        await redis.client_kill_filter(_type="pubsub")
         outcome = work_pb2.WorkOutcome(item_id=submission.ticket.item_id, worker_id="w")
-        await redis.set(
-            queue.keys.outcome(submission.ticket.item_id), outcome.SerializeToString()
-        )
+        await redis.set(queue.keys.outcome(submission.ticket.item_id), outcome.SerializeToString())
         assert (await submission.outcome()).worker_id == "w"
 
 

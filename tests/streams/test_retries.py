@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+from redis.asyncio import Redis
+
 from bxmesh.server.errors import MeshError, invalid_argument, unavailable
 from bxmesh.server.streams import DeadLetters, WorkContext, WorkQueue
 from bxmesh.work.v1 import work_pb2
-from google.protobuf.wrappers_pb2 import StringValue
-from redis.asyncio import Redis
 from tests.streams.harness import options, read_text, running, text, until
 
 
@@ -66,9 +69,8 @@ async def test_retries_wait_a_random_bounded_time(redis: Redis) -> None:
     async with running(redis, queue.options, {"fail": fail}, concurrency=8) as worker:
         await until(lambda: worker.counters.retried == 30)
         seconds, _ = await redis.time()
-    delays = [
-        due / 1000 - seconds for _, due in await redis.zrange(queue.keys.delayed, 0, -1, withscores=True)
-    ]
+    due: Any = await redis.zrange(queue.keys.delayed, 0, -1, withscores=True)
+    delays = [score / 1000 - seconds for _, score in due]
     assert len(delays) == 30
     assert -60 < min(delays) < max(delays) < 1001
     assert max(delays) - min(delays) > 100
@@ -83,8 +85,8 @@ async def test_a_handler_may_ask_for_more_patience_up_to_the_cap(redis: Redis) -
     async with running(redis, queue.options, {"later": later}) as worker:
         await until(lambda: worker.counters.retried == 1)
         seconds, _ = await redis.time()
-    [(_, due)] = await redis.zrange(queue.keys.delayed, 0, -1, withscores=True)
-    assert 4900 < due / 1000 - seconds < 5001
+    due: Any = await redis.zrange(queue.keys.delayed, 0, -1, withscores=True)
+    assert 4900 < due[0][1] / 1000 - seconds < 5001
 
 
 async def test_a_final_error_is_answered_or_buried_at_once(redis: Redis) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.wrappers_pb2 import BytesValue, StringValue
+from redis.asyncio import Redis
+
 from bxmesh.server.errors import MeshError, invalid_argument
 from bxmesh.server.streams import QueueOptions, WorkContext, WorkQueue, connect
 from bxmesh.server.streams.keys import QueueKeys
 from bxmesh.server.streams.maintenance import Maintenance
-from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 from tests.streams.harness import options, read_text, running, text, until
-from redis.asyncio import Redis
 
 
 async def echo(context: WorkContext) -> StringValue:
@@ -41,8 +43,7 @@ async def test_both_protocols_of_redis_are_understood(
     assert (await queue.stats()).oldest_age >= 0
     async with running(client, options(), {"echo": echo}):
         await until(lambda: queue.outcome(ticket.item_id))
-        maintenance = Maintenance(queue, "worker")
-        await maintenance._tidy()
+        await Maintenance(queue, "worker").tidy()
     await client.aclose()
 
 
@@ -184,8 +185,9 @@ async def test_a_call_fails_alone(redis: Redis) -> None:
 async def test_the_keys_of_a_queue_share_a_slot(redis: Redis) -> None:
     queue = WorkQueue(redis, QueueOptions("strange}{name"))
     keys = queue.keys
+    anything: Any = redis
     slots = {
-        await redis.execute_command("CLUSTER", "KEYSLOT", key)
+        await anything.execute_command("CLUSTER", "KEYSLOT", key)
         for key in (
             keys.shared,
             keys.lane("a}b{c"),

@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 
+from google.protobuf.wrappers_pb2 import StringValue
+
 from bxmesh.server.errors import invalid_argument, unavailable
 from bxmesh.server.streams import QueueOptions, WorkContext, Worker, WorkerOptions, connect
-from google.protobuf.wrappers_pb2 import StringValue
 
 STARTED = "started"
 """A list: `item id` of each attempt that began at work of the kind `hold`."""
@@ -27,7 +28,7 @@ async def main(url: str, worker_id: str, queue: str, lease: float, slots: int) -
 
     async def hold(context: WorkContext) -> StringValue:
         await redis.rpush(STARTED, context.item.item_id)
-        while not await redis.exists(RELEASE):
+        while not await redis.exists(RELEASE):  # noqa: ASYNC110 - a key has no event
             await asyncio.sleep(0.02)
         return StringValue(value=worker_id)
 

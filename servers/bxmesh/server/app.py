@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import grpc
 from grpc_channelz.v1 import channelz
@@ -34,7 +35,7 @@ from bxmesh.server.reflection import add_reflection
 from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.security.admin_key import AdminKeyAuthenticator, load_or_create
 from bxmesh.server.settings import Settings
-from bxmesh.server.streams import CONNECTION_ERRORS, WorkClient, WorkQueue, connect
+from bxmesh.server.streams import CONNECTION_ERRORS, QueueGauges, WorkClient, WorkQueue, connect
 from bxmesh.server.unimplemented import offer
 from bxmesh.server.worker_pool import WorkerPool
 
@@ -85,7 +86,7 @@ async def serve(settings: Settings) -> AsyncIterator[MeshServer]:
             redis_url = valkey.url
         redis = connect(redis_url)
         stack.push_async_callback(redis.aclose)
-        await redis.ping()
+        await _reach(redis, settings)
         server = MeshServer(settings, redis, redis_url)
         if set(settings.services) - {"workers"}:
             await _start_services(server, stack)
@@ -93,6 +94,17 @@ async def serve(settings: Settings) -> AsyncIterator[MeshServer]:
             server.workers.start()
             stack.push_async_callback(server.workers.stop)
         yield server
+
+
+async def _reach(redis: Redis, settings: Settings) -> None:
+    try:
+        version = (await redis.info("server"))["redis_version"]
+    except (*CONNECTION_ERRORS, RedisError) as error:
+        # The URL may hold a password, so only its host is shown.
+        host = urlsplit(settings.redis_url.get_secret_value()).hostname or "the embedded Valkey"
+        raise OSError(f"Redis cannot be used ({host}): {error}. `bxmesh doctor` says more.") from error
+    if int(str(version).split(".")[0]) < 7:
+        raise OSError(f"Redis {version} is too old; 7.0 or newer is needed, or Valkey.")
 
 
 async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) -> None:
@@ -117,6 +129,7 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     )
     await grpc_server.start()
     await admin.start()
+    await health.check()
     path = write_server_file(settings, server.address, server.admin_address)
     stack.callback(path.unlink, missing_ok=True)
     stack.push_async_callback(admin.stop, 1.0)
@@ -147,6 +160,7 @@ async def _add_services(
         )
         names.append(offer(grpc_server, geometry_service_pb2, GeometryService(mesh)))
         _in_background(stack, lambda: _sweep(store))
+        await stack.enter_async_context(QueueGauges(server.queue))
     if "registry" in settings.services:
         registry = await stack.enter_async_context(RegistryService(redis))
         names.append(offer(grpc_server, registry_service_pb2, registry))

@@ -47,7 +47,8 @@ class EmbeddedValkey:
             unix_socket_path=self._socket,
             unix_socket_perm="700",
             appendonly="yes",
-            appendfsync="everysec",
+            # With everysec a write may wait for an fsync that is under way, and be lost with the process.
+            appendfsync="always",
             save="",
         )
         server.start(timeout=60.0)

@@ -20,9 +20,10 @@ def load_coordinates(store: BundleStore, bundle_id: str) -> NDArray[Any]:
 
     Raises MeshError NOT_FOUND for an unknown bundle, INVALID_ARGUMENT for one that is no such array.
     """
+    path = store.path(bundle_id)
     try:
-        array: Any = np.lib.format.open_memmap(store.path(bundle_id), mode="r")
-    except (ValueError, EOFError, OSError) as error:
+        array: Any = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # NumPy raises anything over the header of a hostile file.
         raise invalid_argument(
             "coordinates.bundle_id",
             "this bundle is not a NumPy file (.npy) of numbers.",

@@ -41,6 +41,7 @@ class _Call:
     deadline: float
     chunk_bytes: int
     samples: int
+    atoms: int
     batched: bool
     samples_done: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -128,6 +129,7 @@ class GradientRpcs:
             mesh.deadline(context),
             chunk_bytes_or_default(request.chunk_bytes),
             shape[0] if batched else 1,
+            shape[1] if batched else 0,
             batched,
         )
 
@@ -177,9 +179,7 @@ def _shares(call: _Call) -> list[tuple[int, int]]:
     # They depend on the request alone, so that a repeated one finds its answers.
     if not call.batched:
         return [(0, 1)]
-    shape = call.work.coordinates.tensor.spec.shape
-    atoms = shape[1] if shape else _ATOMS_PER_SHARE // 8
-    size = max(1, _ATOMS_PER_SHARE // max(1, atoms))
+    size = max(1, _ATOMS_PER_SHARE // max(1, call.atoms))
     if call.work.options.target != gradients_pb2.TARGET_GEOMETRY and call.work.spec.reflections:
         size = max(1, size // _XRAY_FACTOR)
     size = min(size, _MOST_SAMPLES_PER_SHARE)

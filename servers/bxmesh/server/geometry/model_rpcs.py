@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
 
 from bxmesh.geometry.v1 import bundle_pb2, geometry_work_pb2, model_pb2
 from bxmesh.server.geometry.agent.capabilities import CREATE_MODEL
+from bxmesh.server.geometry.inputs import naming
 from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
 
 
@@ -23,12 +25,9 @@ class ModelRpcs:
     ) -> model_pb2.CreateModelResponse:
         """Lets a worker read the inputs, and remembers what the model is made of."""
         mesh = self._mesh
-        for bundle_id in (
-            request.spec.macromolecule,
-            *([request.spec.reflections] if request.spec.reflections else []),
-            *request.spec.restraints,
-        ):
-            mesh.store.get(bundle_id)
+        for name, bundle_id in _inputs(request.spec):
+            with naming(name, bundle_id):
+                mesh.store.get(bundle_id)
         content = request.spec.SerializeToString(deterministic=True)
         work = geometry_work_pb2.CreateModelWork(
             spec=request.spec, include_atoms=request.include_atoms
@@ -59,3 +58,11 @@ class ModelRpcs:
         if result.atoms_bundle_id:
             response.atoms.ParseFromString(mesh.store.read(result.atoms_bundle_id))
         return response
+
+
+def _inputs(spec: model_pb2.ModelSpec) -> Iterator[tuple[str, str]]:
+    yield "macromolecule", spec.macromolecule
+    if spec.reflections:
+        yield "reflections", spec.reflections
+    for bundle_id in spec.restraints:
+        yield "restraints", bundle_id

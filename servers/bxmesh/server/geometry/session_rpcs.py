@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import time
 import uuid
 from collections import deque
@@ -286,5 +288,9 @@ async def _dial(
     else:
         host, _, port = result.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=_READ_LIMIT)
+        # Closing resets the connection: the worker would not tell a mere end from a half-close.
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
     writer.write(result.token)
     return reader, writer

@@ -1,4 +1,4 @@
-"""The one work mechanism: durable queues on Redis Streams, with leases, retries and dead letters."""
+"""The one work mechanism: durable queues on Redis Streams with leases and retries."""
 
 from bxmesh.server.streams.connection import CONNECTION_ERRORS, connect
 from bxmesh.server.streams.dead_letters import DeadLetters, StoredLetter

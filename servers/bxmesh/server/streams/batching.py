@@ -67,7 +67,8 @@ class ScriptBatcher:
 
     async def _run(self, batch: Sequence[_Call]) -> list[Any]:
         answers = await self._send(batch)
-        # A restarted server has forgotten the scripts; those calls did nothing, so they may be repeated.
+        # A restarted server has forgotten the scripts; those calls did nothing, so they may be
+        # repeated.
         forgotten = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if forgotten:
             for source in {batch[i].script.source for i in forgotten}:
@@ -80,7 +81,8 @@ class ScriptBatcher:
     async def _send(self, batch: Sequence[_Call]) -> list[Any]:
         if len(batch) == 1:
             try:
-                return [await self._redis.execute_command(*batch[0].command)]
+                redis: Any = self._redis
+                return [await redis.execute_command(*batch[0].command)]
             except NoScriptError as error:
                 return [error]
         pipeline = self._redis.pipeline(transaction=False)

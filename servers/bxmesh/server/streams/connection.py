@@ -21,8 +21,8 @@ REDIS_ERRORS = (*CONNECTION_ERRORS, ResponseError)
 def connect(url: str) -> Redis:
     """A client for a server by URL: redis://, rediss:// (TLS) or unix://PATH.
 
-    No command is sent twice: when the connection is lost nobody knows whether it was carried out, so the
-    caller sees the connection error and decides. The next command connects anew.
+    No command is sent twice: when the connection is lost nobody knows whether it was carried out,
+    so the caller sees the connection error and decides. The next command connects anew.
     """
     client: Redis = Redis.from_url(
         url,

@@ -50,7 +50,8 @@ class DeadLetters:
         return found[0].letter
 
     async def replay(self, letter_id: str) -> None:
-        """Puts a letter's work back, with all its attempts ahead and without its old deadline and outcome.
+        """Puts a letter's work back, with all its attempts ahead and without its old deadline and
+        outcome.
 
         Raises MeshError NOT_FOUND, or FAILED_PRECONDITION for what never was a work item.
         """

@@ -36,11 +36,11 @@ class WorkContext:
 
     @property
     def cancelled(self) -> bool:
-        """Becomes true when nobody waits any more; for handlers that leave the event loop."""
+        """Whether nobody waits any more; for handlers that leave the event loop."""
         return self._held.over
 
     async def progress(self, message: Message) -> None:
-        """Tells whoever waits how far it is; nothing happens when nobody does, and it may be lost."""
+        """Tells whoever waits, if anybody, how far it is; it may be lost."""
         if self.item.reply_to:
             event = work_pb2.WorkEvent(item_id=self.item.item_id)
             event.progress.Pack(message)
@@ -49,9 +49,9 @@ class WorkContext:
 
 
 Handler = Callable[[WorkContext], Awaitable[Message | None]]
-"""Does an item and returns its result. A MeshError whose code blames the input ends it at once, any other
-error is tried again, until the item becomes a dead letter. It must not block the event loop, or the lease is
-lost; when it is cancelled, nobody waits any more."""
+"""Does an item and returns its result. A MeshError whose code blames the input ends it at once,
+any other error is tried again, until the item becomes a dead letter. It must not block the event
+loop, or the lease is lost; when it is cancelled, nobody waits any more."""
 
 
 def remaining_seconds(item: work_pb2.WorkItem) -> float | None:

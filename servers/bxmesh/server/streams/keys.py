@@ -1,7 +1,7 @@
 """Every key that the work mechanism uses in Redis.
 
-The braces are hash tags: keys with the same tag live in the same slot of a cluster, so that one script may
-touch them together.
+The braces are hash tags: keys with the same tag live in the same slot of a cluster, so that one
+script may touch them together.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class QueueKeys:
 
     @property
     def root(self) -> str:
+        """What all of them begin with, the hash tag included."""
         return f"{PREFIX}:{{work:{self.queue}}}"
 
     @property
@@ -62,7 +63,8 @@ class QueueKeys:
         return f"{self.root}:cancellations"
 
     def outcome(self, item_id: str) -> str:
-        """How an item ended; what has ended is never begun again, so this also marks what was cancelled."""
+        """How an item ended; what has ended is never begun again, so this also marks what was
+        cancelled."""
         return f"{self.root}:outcome:{item_id}"
 
     def request(self, request_id: str) -> str:

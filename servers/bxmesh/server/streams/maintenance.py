@@ -23,7 +23,8 @@ _FORGOTTEN_CONSUMER_MS = 3_600_000
 
 
 class Maintenance:
-    """Moves due retries, gives the work of silent workers to others, and throws away what is too old."""
+    """Moves due retries, gives the work of silent workers to others, and throws away what is too
+    old."""
 
     def __init__(self, queue: WorkQueue, worker_id: str) -> None:
         self._queue = queue
@@ -44,7 +45,8 @@ class Maintenance:
         await self.hold_lane()
 
     async def hold_lane(self, seconds: float | None = None) -> None:
-        """Renews this worker's lane, or makes it; for the time of a lease, unless another is given."""
+        """Renews this worker's lane, or makes it; for the time of a lease, unless another is
+        given."""
         queue = self._queue
         lease = queue.options.lease if seconds is None else seconds
         await queue.scripts.call(
@@ -97,11 +99,12 @@ class Maintenance:
             await self._reclaim()
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + _HOUSEKEEPING_SECONDS
-            await self._tidy()
+            await self.tidy()
 
     async def _reclaim(self) -> None:
         queue, lease = self._queue, self._queue.options.lease
-        # In its own lane, too: a reply that was lost on the way left entries there that it never saw.
+        # In its own lane, too: a reply that was lost on the way left entries there that it never
+        # saw.
         for stream in (queue.keys.shared, queue.keys.lane(self._worker_id)):
             await queue.requeue(stream, idle=lease, vanished=True)
         for name in await queue.scripts.call(SILENT_LANES, [queue.keys.lanes], []):
@@ -111,7 +114,8 @@ class Maintenance:
             if moved:
                 _log.warning("worker %s fell silent; %d items go to others", worker_id, moved)
 
-    async def _tidy(self) -> None:
+    async def tidy(self) -> None:
+        """Throws away old dead letters and the names of workers that are long gone."""
         queue = self._queue
         oldest = int((time.time() - queue.options.dead_letter_lifetime) * 1000)
         await queue.redis.xtrim(queue.keys.dead, minid=max(0, oldest))

@@ -31,7 +31,8 @@ from bxmesh.work.v1 import work_pb2
 _PAGE = 200
 # What is larger belongs into a bundle.
 _MOST_ENTRY_BYTES = 64 << 20
-# A request id outlives the longest work; when that has ended, the id is remembered as long as the outcome.
+# A request id outlives the longest work; when that has ended, the id is remembered as long as the
+# outcome.
 _REQUEST_SECONDS = 7 * 86400.0
 _LATEST_DEADLINE = 253402300799.0
 
@@ -52,8 +53,8 @@ class QueueOptions:
     retry_cap: float = 30.0
     """No retry waits longer."""
     outcome_lifetime: float = 300.0
-    """How long the end of an item, and with it the meaning of its request id, is remembered. The end of work
-    for which nobody waits and that has no request id is not remembered."""
+    """How long the end of an item, and with it the meaning of its request id, is remembered. The
+    end of work for which nobody waits and that has no request id is not remembered."""
     max_dead_letters: int = 100_000
     """Dead letters kept; the oldest go first."""
     dead_letter_lifetime: float = 30 * 86400.0
@@ -112,11 +113,11 @@ class WorkQueue:
     ) -> Ticket:
         """Adds work; it is durable when this returns.
 
-        `lane` is the worker best placed to do it: when its lane is closed or full, any worker. `deadline`
-        is in Unix seconds. A repeated `request_id` adds nothing and returns the first item. Raises
-        MeshError RESOURCE_EXHAUSTED when the queue is full, DEADLINE_EXCEEDED when it is too late already,
-        INVALID_ARGUMENT for more than 64 MiB, UNAVAILABLE without Redis; then it may have been added all
-        the same, which a request id makes harmless.
+        `lane` is the worker best placed to do it: when its lane is closed or full, any worker.
+        `deadline` is in Unix seconds. A repeated `request_id` adds nothing and returns the first
+        item. Raises MeshError RESOURCE_EXHAUSTED when the queue is full, DEADLINE_EXCEEDED when it
+        is too late already, INVALID_ARGUMENT for more than 64 MiB, UNAVAILABLE without Redis; then
+        it may have been added all the same, which a request id makes harmless.
         """
         if deadline is not None and deadline <= time.time():
             raise deadline_exceeded("The deadline had passed before the work was queued.")
@@ -165,7 +166,7 @@ class WorkQueue:
             )
         if answer[0] == -1:
             raise resource_exhausted(
-                f"The queue {options.name} is full ({answer[1]} items wait). Try again in a moment.",
+                f"The queue {options.name} is full: {answer[1]} items wait. Try again later.",
                 retry_after=1.0,
                 reason="QUEUE_FULL",
                 subject=f"queue:{options.name}",
@@ -196,9 +197,11 @@ class WorkQueue:
         return bool(await self.redis.exists(self.keys.outcome(item_id)))
 
     async def cancel(self, ticket: Ticket, *, unless_joined: bool = False) -> bool:
-        """Takes an item back; True when no worker had begun. Cancelling what has ended does nothing.
+        """Takes an item back; True when no worker had begun. Cancelling what has ended does
+        nothing.
 
-        `unless_joined` lets it be when its request was repeated, so that somebody else waits for it too.
+        `unless_joined` lets it be when its request was repeated, so that somebody else waits for
+        it too.
         """
         keys = self.keys
         outcome = work_pb2.WorkOutcome(item_id=ticket.item_id)
@@ -233,7 +236,8 @@ class WorkQueue:
         vanished: bool,
         keep: Sequence[bytes] = (),
     ) -> int:
-        """Gives what a worker, or any, took and left for `idle` seconds to all; returns how many entries.
+        """Gives what a worker, or any, took and left for `idle` seconds to all; returns how many
+        entries.
 
         With `vanished` it counts as tried; `keep` are entries to leave. Raises what Redis raises.
         """
@@ -253,7 +257,7 @@ class WorkQueue:
         return moved
 
     async def close_lane(self, worker_id: str) -> int:
-        """Gives what waits in a lane that its worker no longer holds to all; returns how many entries."""
+        """Gives what waits in a lane that nobody holds to all; returns how many entries."""
         moved = 0
         keys = [self.keys.lane(worker_id), self.keys.shared, self.keys.lanes]
         while count := await self.scripts.call(CLOSE_LANE, keys, [GROUP, worker_id, _PAGE]):
@@ -261,15 +265,16 @@ class WorkQueue:
         return moved
 
     async def retire(self, worker_id: str) -> int:
-        """Gives all work of a worker that is known to be dead to others; returns how many entries."""
-        await self.redis.zrem(self.keys.lanes, worker_id)
+        """Gives all work of a worker that is known to be dead to all; returns how many entries."""
+        # Its lane is closed to new work, yet still listed: if this breaks off, maintenance goes on.
+        await self.redis.zadd(self.keys.lanes, {worker_id: 0}, xx=True)
         moved = 0
         for stream in (self.keys.lane(worker_id), self.keys.shared):
             moved += await self.requeue(stream, worker_id=worker_id, vanished=True)
         return moved + await self.close_lane(worker_id)
 
     async def ensure_group(self) -> None:
-        """Creates the consumer group at the stream's beginning, so that nothing added before is missed."""
+        """Creates the consumer group at the beginning, so that nothing added before is missed."""
         try:
             await self.redis.xgroup_create(self.keys.shared, GROUP, id="0", mkstream=True)
         except ResponseError as error:

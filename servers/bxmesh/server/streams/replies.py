@@ -1,4 +1,4 @@
-"""Waiting for work: submit an item, hear how it goes, and take it back when nobody waits any more."""
+"""Waiting for work: submit an item, hear how it goes, take it back when nobody waits."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from bxmesh.work.v1 import work_pb2
 
 _log = logging.getLogger(__name__)
 
-# Events come by publish and subscribe, which may lose some; the outcome itself is kept with the queue, and
-# this is how often those who wait look for it there.
+# Events come by publish and subscribe, which may lose some; the outcome itself is kept with the
+# queue, and this is how often those who wait look for it there.
 _POLL_SECONDS = 1.0
 _LISTEN_SECONDS = 30.0
 _PAUSE_SECONDS = 0.2
@@ -52,7 +52,8 @@ class Submission:
     async def events(self, deadline: float | None = None) -> AsyncIterator[work_pb2.WorkEvent]:
         """Progress as it comes, then the outcome as the last event.
 
-        `deadline` is in seconds of the event loop's clock; raises MeshError DEADLINE_EXCEEDED after it.
+        `deadline` is in seconds of the event loop's clock; raises MeshError DEADLINE_EXCEEDED
+        after it.
         """
         loop = asyncio.get_running_loop()
         next_look = loop.time() + (0.0 if self.ticket.repeated else _POLL_SECONDS)
@@ -139,13 +140,14 @@ class WorkClient:
     ) -> AsyncIterator[Submission]:
         """Enqueues an item; leaving the block before its outcome takes it back.
 
-        Takes what `WorkQueue.enqueue` takes. Neither an item that an earlier request began is taken back,
-        nor one that a later request waits for too.
+        Takes what `WorkQueue.enqueue` takes. Neither an item that an earlier request began is
+        taken back, nor one that a later request waits for too.
         """
         item_id = uuid.uuid4().hex
         submission = Submission(queue, Ticket(item_id, request_id, "", "", repeated=False))
         self._submissions[item_id].append(submission)
-        # Whoever is cancelled while the item is on its way could not take it back, so it arrives first.
+        # Whoever is cancelled while the item is on its way could not take it back, so it arrives
+        # first.
         adding = asyncio.create_task(
             queue.enqueue(
                 kind,
@@ -213,7 +215,8 @@ class WorkClient:
 
 
 async def _leave(submission: Submission, adding: asyncio.Task[Ticket]) -> None:
-    """Takes back what is not finished; of what is, throws away the outcome that nobody else asks for."""
+    """Takes back what is not finished; of what is, throws away the outcome that nobody else asks
+    for."""
     try:
         ticket = await adding
         if ticket.repeated:

@@ -1,9 +1,9 @@
 """The steps of the work mechanism that must be atomic, as Lua scripts.
 
-Each script only touches keys of one queue. Entries are opaque to them: a stream entry has the field `entry`
-(a serialised WorkEntry), `deliveries` (how often a worker took it and vanished) and, when it no longer is
-where its ticket says, `moved`. What can be refused, for lack of memory say, comes first in a script, so that
-a refused script has done nothing.
+Each script only touches keys of one queue. Entries are opaque to them: a stream entry has the
+field `entry` (a serialised WorkEntry), `deliveries` (how often a worker took it and vanished) and,
+when it no longer is where its ticket says, `moved`. What can be refused, for lack of memory say,
+comes first in a script, so that a refused script has done nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ end
 
 # KEYS: shared, lane (or shared), lanes, delayed, request (or shared)
 # ARGV: entry, item id, lane's worker id or "", request lifetime in ms or 0, maximal depth
-# Returns {1, item id, stream, entry id} | {0, first item id} for a repeated request | {-1, depth} when full.
+# Returns {1, item id, stream, entry id} | {0, first item id} for a repeated request | {-1, depth}
+# when full.
 ENQUEUE = Script(
     _NOW
     + """
@@ -65,8 +66,8 @@ return {1, ARGV[2], stream, id}
 """
 )
 
-# A worker that lost its lease must not commit, and what has ended does not end again.
-# Settlements return 1 when they came to be, 0 when the entry is not this worker's, 2 when the item had ended.
+# A worker that lost its lease must not commit, and what has ended does not end again. Settlements
+# return 1 when they came to be, 0 when the entry is not this worker's, 2 when the item had ended.
 # KEYS: stream, outcome, …; ARGV: group, worker id, entry id, …
 _SETTLE = """
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
@@ -96,9 +97,7 @@ FINISH = Script(_SETTLE + _END)
 
 # KEYS: …, dead; ARGV: …, letter, most letters
 BURY = Script(
-    _SETTLE
-    + "redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'letter', ARGV[8])"
-    + _END
+    _SETTLE + "redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'letter', ARGV[8])" + _END
 )
 
 # KEYS: …, delayed; ARGV: …, new entry, delay in ms
@@ -162,10 +161,11 @@ local function move(from, to, id, more)
 end
 """
 
-# Puts entries that a worker took and did not finish back for any worker. Deliveries to a worker that
-# vanished are counted; those that a worker hands back unstarted are not.
+# Puts entries that a worker took and did not finish back for any worker. Deliveries to a worker
+# that vanished are counted; those that a worker hands back unstarted are not.
 # KEYS: stream, shared
-# ARGV: group, shortest idle time in ms, worker id or "" for any, at most so many, 1 to count, ids to leave…
+# ARGV: group, shortest idle time in ms, worker id or "" for any, at most so many, 1 to count, ids
+# to leave…
 REQUEUE = Script(
     _MOVE
     + """
@@ -198,8 +198,9 @@ SILENT_LANES = Script(
     _NOW + "return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now(), 'LIMIT', 0, 100)"
 )
 
-# Hands what nobody has taken from a lane to all workers; call it until it returns 0. A lane that is held
-# stays; one that is empty goes in the same step, so that nothing is ever added to a lane without a reader.
+# Hands what nobody has taken from a lane to all workers; call it until it returns 0. A lane that is
+# held stays; one that is empty goes in the same step, so that nothing is ever added to a lane
+# without a reader.
 # KEYS: lane, shared, lanes; ARGV: group, worker id, at most so many
 CLOSE_LANE = Script(
     _NOW

@@ -37,7 +37,8 @@ _FINAL = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
-# Redis closes the connection of a listener that has 8 MiB before it, so what is larger is only announced.
+# Redis closes the connection of a listener that has 8 MiB before it, so what is larger is only
+# announced.
 _MOST_EVENT_BYTES = 128 << 10
 _MOST_REFUSALS = 20
 _PAUSE_SECONDS = 0.2
@@ -45,7 +46,8 @@ _MOST_DOUBLINGS = 30
 
 
 class Settlement:
-    """Settles what one worker holds; without the lease, and after its item's end, it changes nothing."""
+    """Settles what one worker holds; without the lease, and after its item's end, it changes
+    nothing."""
 
     def __init__(
         self,

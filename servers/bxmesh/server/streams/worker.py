@@ -33,7 +33,7 @@ from bxmesh.work.v1 import work_pb2
 
 _log = logging.getLogger(__name__)
 
-_BLOCK_MS = 1000
+_BLOCK_SECONDS = 1.0
 _PAUSE_SECONDS = 0.2
 _LISTEN_SECONDS = 30.0
 _REMEMBERED_CANCELLATIONS = 10_000
@@ -56,7 +56,8 @@ class WorkerOptions:
 class Worker:
     """Reads its lane and the shared stream of one queue and runs handlers.
 
-    At least once: an entry leaves the stream only after its outcome is stored. `run` returns after `stop`.
+    At least once: an entry leaves the stream only after its outcome is stored. `run` returns after
+    `stop`.
     """
 
     def __init__(self, redis: Redis, queue: QueueOptions, options: WorkerOptions) -> None:
@@ -65,6 +66,9 @@ class Worker:
         self.options = options
         self._lane = self.queue.keys.lane(options.worker_id)
         self._streams = (self._lane, self.queue.keys.shared)
+        # Shorter than a lease: nothing is delivered any more to a worker that has been silent for
+        # one.
+        self._block = int(min(_BLOCK_SECONDS, queue.lease / 2) * 1000)
         self._turns = itertools.cycle(self._streams)
         self._held: dict[tuple[str, bytes], HeldEntry] = {}
         self._released = asyncio.Event()
@@ -148,7 +152,7 @@ class Worker:
             taken = await self._read_streams([next(self._turns)], 1, None)
             if taken:
                 return taken
-        return await self._read_streams(self._streams, max(1, free // 2), _BLOCK_MS)
+        return await self._read_streams(self._streams, max(1, free // 2), self._block)
 
     async def _read_streams(
         self, streams: Sequence[str], count: int, block: int | None
@@ -270,7 +274,8 @@ class Worker:
                 _log.warning("leases were not renewed: %s", error)
 
     async def _check_held(self) -> None:
-        """Renews the leases; interrupts work that has been cancelled, and work whose lease is lost."""
+        """Renews the leases; interrupts work that has been cancelled, and work whose lease is
+        lost."""
         by_stream: defaultdict[str, list[HeldEntry]] = defaultdict(list)
         for held in self._held.values():
             by_stream[held.stream].append(held)

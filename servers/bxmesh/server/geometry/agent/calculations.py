@@ -18,7 +18,7 @@ from bxmesh.server.bundles import BundleStore
 from bxmesh.server.errors import internal, invalid_argument
 from bxmesh.server.geometry.agent.capabilities import CREATE_MODEL, GRADIENTS
 from bxmesh.server.geometry.agent.evaluation import Array, Evaluation, gradient_dtype, stack
-from bxmesh.server.geometry.agent.steps import Steps
+from bxmesh.server.geometry.agent.steps import Steps, UnobservedSteps
 from bxmesh.server.geometry.agent.warm_models import WarmModels, engine_call
 from bxmesh.server.geometry.coordinates import load_coordinates
 from bxmesh.server.geometry.conversions import atom_table, summary_message
@@ -120,13 +120,15 @@ class Calculations:
         )
         values: list[gradients_pb2.SampleValue] = []
         gradients: list[dict[str, Array]] = []
+        # In a batch only the whole is timed: a step costs as much as some of the samples.
+        inner = steps if len(samples) == 1 else UnobservedSteps()
         with steps.step("gradients"):
             for index, sites in enumerate(samples):
                 if context.cancelled:
                     raise cancelled()
                 # Held for one sample only, so that sessions on this worker get their turns.
                 with self._models.lock:
-                    value, sample = evaluation.evaluate(sites)
+                    value, sample = evaluation.evaluate(sites, inner)
                 value.sample = work.sample_start + index
                 values.append(value)
                 gradients.append(sample)
@@ -149,13 +151,14 @@ class Calculations:
             return None
         if source == "tensor":
             try:
-                return from_message(work.coordinates.tensor, max_bytes=self._max_batch_bytes)
+                array = from_message(work.coordinates.tensor, max_bytes=self._max_batch_bytes)
             except TensorError as error:
                 raise invalid_argument(
                     "coordinates", str(error), reason=error.reason
                 ) from error
-        array = load_coordinates(self._store, work.coordinates.bundle_id)
-        return array if array.ndim == 2 else array[work.sample_start : work.sample_stop]
+        else:
+            array = load_coordinates(self._store, work.coordinates.bundle_id)
+        return array if array.ndim != 3 else array[work.sample_start : work.sample_stop]
 
     def _store_arrays(
         self, arrays: dict[str, Array], work: geometry_work_pb2.GradientsWork

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bxmesh.geometry.v1 import gradients_pb2
 from bxmesh.server.errors import invalid_argument, unimplemented
-from bxmesh.server.geometry.agent.steps import Steps
+from bxmesh.server.geometry.agent.steps import Steps, UnobservedSteps
 from bxmesh.server.geometry.agent.warm_models import engine_call
 from bxmesh.server.geometry.conversions import (
     geometry_value,
@@ -24,7 +24,7 @@ from bxmesh.server.geometry.engine.model import BuiltModel
 from bxmesh.server.geometry.engine.xray import XrayTarget
 
 Array = NDArray[Any]
-_NO_STEP = Steps()
+_UNOBSERVED = UnobservedSteps()
 
 
 class Evaluation:
@@ -92,7 +92,7 @@ class Evaluation:
         self.scales = engine_call(lambda: self.model.scaled_at(sites))
 
     def evaluate(
-        self, sites: Array | None, steps: Steps = _NO_STEP
+        self, sites: Array | None, steps: Steps = _UNOBSERVED
     ) -> tuple[gradients_pb2.SampleValue, dict[str, Array]]:
         """The values and the gradients at `sites`, float64 [N, 3], or at the file's coordinates.
 

@@ -7,9 +7,11 @@ that reads the coordinates computes and answers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
+import select
 import socket
 import threading
 import time
@@ -242,6 +244,7 @@ class _Session:
         self._max_batch_bytes = max_batch_bytes
         self._remember_scales = remember_scales
         self._atoms = len(evaluation.model.atoms)
+        self._is_traced = trace.get_current_span().get_span_context().trace_flags.sampled
         self._awaiting: gradients_pb2.SessionStep | None = None
         self._assembler = TensorAssembler(max_batch_bytes)
 
@@ -250,6 +253,7 @@ class _Session:
         while True:
             request = frames.receive(self._connection, gradients_pb2.StreamGradientsRequest)
             if request is None or request.HasField("close"):
+                self._refuse_unfinished()
                 return
             if request.HasField("step"):
                 self._take_step(request.step)
@@ -257,10 +261,7 @@ class _Session:
                 self._take_chunk(request)
 
     def _take_step(self, step: gradients_pb2.SessionStep) -> None:
-        if self._awaiting is not None:
-            error = invalid_argument("step", "the coordinates of the step before are incomplete.")
-            self._refuse(self._awaiting.step_id, error)
-            self._awaiting = None
+        self._refuse_unfinished()
         if not step.HasField("coordinates"):
             self._awaiting = step
             self._assembler = TensorAssembler(self._max_batch_bytes)
@@ -271,6 +272,17 @@ class _Session:
             self._refuse(step.step_id, _tensor_error(error))
             return
         self._answer(step, coordinates)
+
+    def _refuse_unfinished(self) -> None:
+        if self._awaiting is None:
+            return
+        try:
+            self._assembler.finish()
+            error = TensorError("TENSOR_TRUNCATED", "the coordinates never came")
+        except TensorError as truncated:
+            error = truncated
+        self._refuse(self._awaiting.step_id, _tensor_error(error))
+        self._awaiting = None
 
     def _take_chunk(self, request: gradients_pb2.StreamGradientsRequest) -> None:
         step = self._awaiting
@@ -298,6 +310,8 @@ class _Session:
             values, arrays = self._compute(samples, coordinates)
         except MeshError as error:
             self._refuse(step.step_id, error)
+        except ConnectionAbortedError:
+            raise
         except Exception:
             _log.exception("a step failed")
             self._refuse(step.step_id, internal("The worker failed at this step; its log says why."))
@@ -314,8 +328,10 @@ class _Session:
     ) -> tuple[list[gradients_pb2.SampleValue], dict[str, Array]]:
         values, gradients = [], []
         for index, sites in enumerate(samples):
+            if index and self._is_abandoned():
+                raise ConnectionAbortedError("nobody waits for the step any more")
             # Held for one sample only, so that others on this worker get their turns.
-            with self._models.lock, _tracer.start_as_current_span("engine step"):
+            with self._models.lock, self._span():
                 value, sample = self._evaluation.evaluate(sites)
             value.sample = index
             values.append(value)
@@ -329,6 +345,17 @@ class _Session:
         if coordinates.ndim == 2:
             arrays = {name: array[0] for name, array in arrays.items()}
         return values, arrays
+
+    def _is_abandoned(self) -> bool:
+        # A server that merely has no more to send still reads: only a whole hang-up counts.
+        poll = select.poll()
+        poll.register(self._connection, 0)
+        return bool(poll.poll(0))
+
+    def _span(self) -> contextlib.AbstractContextManager[object]:
+        if self._is_traced:
+            return _tracer.start_as_current_span("engine step")
+        return contextlib.nullcontext()
 
     def _send_result(
         self, step_id: int, values: list[gradients_pb2.SampleValue], arrays: dict[str, Array]

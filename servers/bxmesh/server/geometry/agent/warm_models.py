@@ -9,15 +9,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
-import grpc
-
 from bxmesh.geometry.v1 import model_pb2
 from bxmesh.server.bundles import BundleStore
-from bxmesh.server.errors import MeshError, invalid_argument
+from bxmesh.server.errors import invalid_argument
 from bxmesh.server.geometry.agent.steps import Steps
 from bxmesh.server.geometry.conversions import error_of, model_options
 from bxmesh.server.geometry.engine import EngineError, ModelInputs, RestraintLibrary
 from bxmesh.server.geometry.engine.model import BuiltModel, build
+from bxmesh.server.geometry.inputs import naming
 
 
 class WarmModels:
@@ -74,12 +73,12 @@ class WarmModels:
     def _build(self, spec: model_pb2.ModelSpec, steps: Steps) -> BuiltModel:
         with steps.step("read_bundles"):
             inputs = ModelInputs(
-                macromolecule=self._read(spec.macromolecule, "spec.macromolecule"),
+                macromolecule=self._read(spec.macromolecule, "macromolecule"),
                 reflections=(
-                    self._read(spec.reflections, "spec.reflections") if spec.reflections else None
+                    self._read(spec.reflections, "reflections") if spec.reflections else None
                 ),
                 restraints=tuple(
-                    self._read(bundle_id, "spec.restraints") for bundle_id in spec.restraints
+                    self._read(bundle_id, "restraints") for bundle_id in spec.restraints
                 ),
                 options=model_options(spec.options),
             )
@@ -92,18 +91,9 @@ class WarmModels:
             )
         return model
 
-    def _read(self, bundle_id: str, field: str) -> bytes:
-        try:
+    def _read(self, bundle_id: str, name: str) -> bytes:
+        with naming(name, bundle_id):
             return self._store.read(bundle_id)
-        except MeshError as error:
-            if error.code is not grpc.StatusCode.NOT_FOUND:
-                raise
-            raise MeshError(
-                grpc.StatusCode.NOT_FOUND,
-                error.reason,
-                f"{field}: {error.message} Upload it again and create the model anew.",
-                metadata={"bundle_id": bundle_id},
-            ) from error
 
     def _evict(self) -> None:
         while len(self._models) > 1 and (
