@@ -51,8 +51,8 @@ proto-breaking: $(READY) ## the contract against the last commit on main
 pytest: $(READY) ## the tests in Python
 	$(BIN)/python -m pytest
 
-node: ## the client in JavaScript against a real server, where there is Node.js
-	@true
+node: $(READY) ## the client in JavaScript against a real server
+	$(BIN)/python tools/node.py
 
 bench: $(READY) ## the benchmarks; ratios measured in one run
 	$(BIN)/python -m benchmarks

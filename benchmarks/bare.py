@@ -71,7 +71,7 @@ class BareXray:
         )
         flags, test_value = server.get_r_free_flags(
             file_name=None,
-            label=None,
+            label="R-free-flags",
             test_flag_value=None,
             disable_suitability_test=False,
             parameter_scope="",

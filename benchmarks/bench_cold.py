@@ -25,7 +25,9 @@ def _in_process() -> float:
         "bare.gradients(bare.sites)\n"
         "print(time.perf_counter() - began)\n"
     )
-    return float(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout)
+    return float(
+        subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout
+    )
 
 
 def _warm_library() -> float:
@@ -40,9 +42,10 @@ def run() -> list[Figure]:
     prepare_library()
     text = wheel_file(UBF).read_bytes()
     fresh, warm, cold = [], [], []
-    with EmbeddedMesh(workers=1) as server, Mesh(
-        server.address, state_dir=server.state_dir
-    ) as mesh:
+    with (
+        EmbeddedMesh(workers=1) as server,
+        Mesh(server.address, state_dir=server.state_dir) as mesh,
+    ):
         mesh.agents()
         for number in range(ROUNDS):
             # A remark makes it another file, and so another model.

@@ -27,7 +27,11 @@ class Figure(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f"{self.value:,.2f}{self.unit}" if self.unit == "×" else f"{self.value:,.0f} {self.unit}"
+        return (
+            f"{self.value:,.2f}{self.unit}"
+            if self.unit == "×"
+            else f"{self.value:,.0f} {self.unit}"
+        )
 
     @property
     def goal_text(self) -> str:

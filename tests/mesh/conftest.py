@@ -14,10 +14,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bxmesh.client import AsyncMesh
 from bxmesh.server.embedded import EmbeddedMesh
-from tests.processes import children
+from tests.engine.wheel import PDB_1YJP, wheel_file
+from tests.mesh.raw import stats
+from tests.processes import children, until
 from tests.tracing.otlp import otlp
 
-__all__ = ["mesh", "otlp", "shared_mesh", "state_dir"]
+__all__ = ["lone", "lone_mesh", "mesh", "otlp", "shared_mesh", "state_dir"]
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -54,6 +56,21 @@ def shared_mesh() -> Iterator[EmbeddedMesh]:
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.fixture(scope="session")
+def lone_mesh() -> Iterator[EmbeddedMesh]:
+    """A mesh with one worker, so that it is known who does the work; it keeps few models."""
+    with start_mesh(1, BXMESH_WARM_MODELS="3") as mesh:
+        wait_until_it_serves(mesh)
+        yield mesh
+
+
+@pytest.fixture
+async def lone(lone_mesh: EmbeddedMesh) -> AsyncIterator[AsyncMesh]:
+    """A client of the mesh with one worker."""
+    async with AsyncMesh(lone_mesh.address, state_dir=lone_mesh.state_dir) as client:
+        yield client
+
+
 @pytest.fixture
 async def mesh(shared_mesh: EmbeddedMesh) -> AsyncIterator[AsyncMesh]:
     """A client of the shared mesh."""
@@ -72,3 +89,24 @@ def state_dir() -> Iterator[Path]:
 def only_local_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("BXMESH_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+async def nothing_left_behind(lone: AsyncMesh, lone_mesh: EmbeddedMesh) -> AsyncIterator[None]:
+    """After every test the queue and the dead letters are empty, and a calculation goes through."""
+    yield
+
+    async def empty() -> bool:
+        now = await stats(lone_mesh)
+        assert now.dead == 0
+        return now.waiting == now.pending == now.delayed == 0
+
+    await until(empty)
+    assert (await lone.gradients(await lone.create_model(wheel_file(PDB_1YJP)))).ok
+
+    async def no_sessions() -> bool:
+        (agent,) = await lone.agents()
+        return agent.metadata["sessions"] == "0"
+
+    await until(no_sessions)
+    assert not list((lone_mesh.state_dir / "bundles" / "incoming").glob("*"))

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from bxmesh.client.errors import BxmeshError, from_rpc_error
+from bxmesh.client.errors import from_rpc_error
 from bxmesh.geometry.v1 import gradients_pb2
 from bxmesh.geometry.v1.geometry_service_pb2_grpc import GeometryServiceStub
 from bxmesh.server.embedded import EmbeddedMesh
@@ -42,7 +42,9 @@ class Raw:
         self.metadata = (("authorization", f"Bearer {key}"),)
 
     async def gradients(
-        self, request: gradients_pb2.ComputeGradientsRequest, timeout: float | None = None
+        self,
+        request: gradients_pb2.ComputeGradientsRequest,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
     ) -> Answer:
         answer, assembler = Answer(), TensorAssembler(_MOST_BYTES)
         call = self.stub.ComputeGradients(request, metadata=self.metadata, timeout=timeout)
@@ -68,7 +70,12 @@ class Raw:
     def session(self) -> RawSession:
         return RawSession(self.stub.StreamGradients(metadata=self.metadata))
 
-    async def unary(self, method: str, request: Any, timeout: float | None = None) -> Any:
+    async def unary(
+        self,
+        method: str,
+        request: Any,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> Any:
         try:
             return await getattr(self.stub, method)(
                 request, metadata=self.metadata, timeout=timeout
@@ -104,9 +111,7 @@ class RawSession:
 
     async def step(self, step_id: int, sites: NDArray[Any] | None, **more: Any) -> None:
         tensor = None if sites is None else to_message(sites, "coordinates")
-        await self.send(
-            step=gradients_pb2.SessionStep(step_id=step_id, coordinates=tensor, **more)
-        )
+        await self.send(step=gradients_pb2.SessionStep(step_id=step_id, coordinates=tensor, **more))
 
     async def chunks(self, chunks: Iterable[tensor_pb2.TensorChunk]) -> None:
         for chunk in chunks:

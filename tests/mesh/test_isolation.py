@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ import pytest
 from bxmesh.client import AsyncMesh, AsyncSession, Model
 from bxmesh.server.embedded import EmbeddedMesh
 from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, wheel_file
-from tests.mesh.conftest import start_mesh, wait_until_it_serves
 from tests.mesh.raw import noisy
 
 CLIENTS = 4
@@ -20,26 +19,16 @@ SESSIONS = 12
 STEPS = 15
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[EmbeddedMesh]:
-    """One worker, which all must share."""
-    with start_mesh(1) as mesh:
-        wait_until_it_serves(mesh)
-        yield mesh
-
-
 @pytest.fixture
-async def clients(server: EmbeddedMesh) -> AsyncIterator[list[AsyncMesh]]:
-    meshes = [AsyncMesh(server.address, state_dir=server.state_dir) for _ in range(CLIENTS)]
+async def clients(lone_mesh: EmbeddedMesh) -> AsyncIterator[list[AsyncMesh]]:
+    meshes = [AsyncMesh(lone_mesh.address, state_dir=lone_mesh.state_dir) for _ in range(CLIENTS)]
     yield meshes
     for mesh in meshes:
         await mesh.close()
 
 
 async def crystal(mesh: AsyncMesh) -> tuple[Model, np.ndarray]:
-    model = await mesh.create_model(
-        wheel_file(PDB_7N2L), wheel_file(MTZ_7N2L), include_atoms=True
-    )
+    model = await mesh.create_model(wheel_file(PDB_7N2L), wheel_file(MTZ_7N2L), include_atoms=True)
     assert model.atoms is not None
     return model, model.atoms.sites
 
@@ -70,9 +59,7 @@ async def test_sessions_and_calls_on_one_model(clients: list[AsyncMesh]) -> None
 
     async def call(number: int) -> None:
         result = await clients[number % CLIENTS].gradients(model, batch[number])
-        np.testing.assert_allclose(
-            result.geometry_sites, expected[number], rtol=1e-9, atol=1e-9
-        )
+        np.testing.assert_allclose(result.geometry_sites, expected[number], rtol=1e-9, atol=1e-9)
 
     async with asyncio.TaskGroup() as group:
         for number in range(SESSIONS):

@@ -1,11 +1,11 @@
-"""Sessions through the whole mesh: in order, in chunks, refused, resumed, and gone when they end."""
+"""Sessions through the whole mesh: in order, in chunks, refused, resumed, and gone at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,22 @@ import numpy as np
 import pytest
 
 from bxmesh.client import AsyncMesh, Mesh, Model
-from bxmesh.client.errors import BxmeshError, InvalidInput, NotFound, ResourceExhausted
+from bxmesh.client.errors import (
+    BxmeshError,
+    InvalidInput,
+    NotFound,
+    ResourceExhausted,
+    from_status,
+)
 from bxmesh.geometry.v1 import gradients_pb2
 from bxmesh.server.embedded import EmbeddedMesh
 from bxmesh.tensors import to_chunks, to_spec
 from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, wheel_file
-from tests.mesh.conftest import start_mesh, wait_until_it_serves
+from tests.mesh.conftest import start_mesh
 from tests.mesh.raw import damaged, gradient, noisy, raw, stats
 from tests.processes import open_files, until, worker_pids
 
 AF = "mmtbx/regression/pdbs/AF_json_v3.pdb"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[EmbeddedMesh]:
-    """One worker, so that it is known where a session is."""
-    with start_mesh(1) as mesh:
-        wait_until_it_serves(mesh)
-        yield mesh
-
-
-@pytest.fixture
-async def mesh(server: EmbeddedMesh) -> AsyncIterator[AsyncMesh]:
-    async with AsyncMesh(server.address, state_dir=server.state_dir) as client:
-        yield client
 
 
 async def created(mesh: AsyncMesh, path: str = PDB_1YJP, **inputs: Any) -> tuple[Model, np.ndarray]:
@@ -50,21 +42,21 @@ async def crystal(mesh: AsyncMesh) -> tuple[Model, np.ndarray]:
 
 
 def error_reason(result: gradients_pb2.StepResult) -> str:
-    from bxmesh.client.errors import from_status
-
     assert result.HasField("error")
-    return from_status(result.error).reason
+    error = from_status(result.error)
+    assert len(error.trace_id) == 32
+    return error.reason
 
 
 def threads(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/task"))
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
-async def test_pipelined_steps_are_answered_in_order(mesh: AsyncMesh) -> None:
-    model, sites = await created(mesh)
+async def test_pipelined_steps_are_answered_in_order(lone: AsyncMesh) -> None:
+    model, sites = await created(lone)
     batch = noisy(sites, 100)
-    expected = (await mesh.gradients(model, batch)).geometry_sites
-    async with mesh.session(model, window=16) as session:
+    expected = (await lone.gradients(model, batch)).geometry_sites
+    async with lone.session(model, window=16) as session:
         assert session.atoms == len(sites)
         answers = [await session.submit(sample) for sample in batch]
         ended: list[int] = []
@@ -78,11 +70,11 @@ async def test_pipelined_steps_are_answered_in_order(mesh: AsyncMesh) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-async def test_batches(mesh: AsyncMesh, dtype: str) -> None:
-    model, sites = await created(mesh)
+async def test_batches(lone: AsyncMesh, dtype: str) -> None:
+    model, sites = await created(lone)
     batch = noisy(sites, 10).astype(dtype)
-    expected = await mesh.gradients(model, batch)
-    async with mesh.session(model) as session:
+    expected = await lone.gradients(model, batch)
+    async with lone.session(model) as session:
         step = await session.step(batch)
         one = await session.step(batch[:1])
         alone = await session.step(batch[0])
@@ -90,33 +82,33 @@ async def test_batches(mesh: AsyncMesh, dtype: str) -> None:
     assert [sample.sample for sample in step.samples] == list(range(10))
     assert one.geometry_sites.shape == (1, *sites.shape)
     assert alone.geometry_sites.shape == sites.shape
-    for result, own in ((step.geometry_sites, expected.geometry_sites),
-                        (one.geometry_sites[0], expected.geometry_sites[0]),
-                        (alone.geometry_sites, expected.geometry_sites[0])):
+    for result, own in (
+        (step.geometry_sites, expected.geometry_sites),
+        (one.geometry_sites[0], expected.geometry_sites[0]),
+        (alone.geometry_sites, expected.geometry_sites[0]),
+    ):
         np.testing.assert_allclose(result, own, rtol=1e-6, atol=1e-6)
 
 
-async def test_steps_in_chunks(mesh: AsyncMesh) -> None:
-    model, sites = await created(mesh)
+async def test_steps_in_chunks(lone: AsyncMesh) -> None:
+    model, sites = await created(lone)
     batch = noisy(sites, 2800)
     assert batch.nbytes > 4 * 1024 * 1024
-    expected = await mesh.gradients(model, batch)
-    async with mesh.session(model) as session:
+    expected = await lone.gradients(model, batch)
+    async with lone.session(model) as session:
         before, large, after = await asyncio.gather(
             *[await session.submit(each) for each in (batch[0], batch, batch[-1])]
         )
-    np.testing.assert_allclose(
-        large.geometry_sites, expected.geometry_sites, rtol=1e-9, atol=1e-9
-    )
+    np.testing.assert_allclose(large.geometry_sites, expected.geometry_sites, rtol=1e-9, atol=1e-9)
     for single, place in ((before, 0), (after, -1)):
         np.testing.assert_allclose(
             single.geometry_sites, large.geometry_sites[place], rtol=1e-9, atol=1e-9
         )
 
 
-async def test_refused_step_does_not_end_the_session(mesh: AsyncMesh) -> None:
-    model, sites = await created(mesh)
-    async with mesh.session(model) as session:
+async def test_refused_step_does_not_end_the_session(lone: AsyncMesh) -> None:
+    model, sites = await created(lone)
+    async with lone.session(model) as session:
         first = await session.step(sites)
         with pytest.raises(InvalidInput) as caught:
             await session.step(sites[:-1])
@@ -132,12 +124,12 @@ async def test_refused_step_does_not_end_the_session(mesh: AsyncMesh) -> None:
         np.testing.assert_array_equal(again.geometry_sites, first.geometry_sites)
 
 
-async def test_damaged_tensors_are_refused(mesh: AsyncMesh, server: EmbeddedMesh) -> None:
-    model, sites = await created(mesh)
+async def test_damaged_tensors_are_refused(lone: AsyncMesh, lone_mesh: EmbeddedMesh) -> None:
+    model, sites = await created(lone)
     batch = noisy(sites, 40)
     chunks = list(to_chunks(batch, to_spec(batch, "coordinates"), 16384))
     assert len(chunks) > 3
-    async with raw(server) as stubs, stubs.session() as session:
+    async with raw(lone_mesh) as stubs, stubs.session() as session:
         await session.open(model.model_id)
         await session.step(1, None)
         await session.chunks([chunks[0], damaged(chunks[1]), *chunks[2:]])
@@ -185,10 +177,10 @@ async def test_damaged_tensors_are_refused(mesh: AsyncMesh, server: EmbeddedMesh
     ],
 )
 async def test_other_tensors_are_refused(
-    mesh: AsyncMesh, server: EmbeddedMesh, array: np.ndarray, reason: str
+    lone: AsyncMesh, lone_mesh: EmbeddedMesh, array: np.ndarray, reason: str
 ) -> None:
-    model, sites = await created(mesh)
-    async with raw(server) as stubs, stubs.session() as session:
+    model, sites = await created(lone)
+    async with raw(lone_mesh) as stubs, stubs.session() as session:
         await session.open(model.model_id)
         await session.step(0, array)
         assert error_reason(await session.result()) == reason
@@ -196,9 +188,9 @@ async def test_other_tensors_are_refused(
         assert not (await session.result()).HasField("error")
 
 
-async def test_step_ids_must_grow(mesh: AsyncMesh, server: EmbeddedMesh) -> None:
-    model, sites = await created(mesh)
-    async with raw(server) as stubs:
+async def test_step_ids_must_grow(lone: AsyncMesh, lone_mesh: EmbeddedMesh) -> None:
+    model, sites = await created(lone)
+    async with raw(lone_mesh) as stubs:
         for repeated in (5, 4):
             async with stubs.session() as session:
                 opened = await session.open(model.model_id)
@@ -215,9 +207,9 @@ async def test_step_ids_must_grow(mesh: AsyncMesh, server: EmbeddedMesh) -> None
                 assert (await session.result()).step_id == 6
 
 
-async def test_first_message_opens(mesh: AsyncMesh, server: EmbeddedMesh) -> None:
-    model, sites = await created(mesh)
-    async with raw(server) as stubs:
+async def test_first_message_opens(lone: AsyncMesh, lone_mesh: EmbeddedMesh) -> None:
+    model, sites = await created(lone)
+    async with raw(lone_mesh) as stubs:
         async with stubs.session() as session:
             await session.step(0, sites)
             with pytest.raises(InvalidInput):
@@ -242,10 +234,10 @@ async def test_first_message_opens(mesh: AsyncMesh, server: EmbeddedMesh) -> Non
 
 
 async def test_answers_arrive_after_the_client_has_ended(
-    mesh: AsyncMesh, server: EmbeddedMesh
+    lone: AsyncMesh, lone_mesh: EmbeddedMesh
 ) -> None:
-    model, sites = await created(mesh)
-    async with raw(server) as stubs, stubs.session() as session:
+    model, sites = await created(lone)
+    async with raw(lone_mesh) as stubs, stubs.session() as session:
         await session.open(model.model_id)
         for step_id in range(20):
             await session.step(step_id, sites)
@@ -290,9 +282,7 @@ async def broken_mesh(
     proxy = Proxy(server.address)
     listener = await asyncio.start_unix_server(proxy.handle, directory / "proxy.sock")
     try:
-        async with AsyncMesh(
-            f"unix:{directory}/proxy.sock", state_dir=server.state_dir
-        ) as client:
+        async with AsyncMesh(f"unix:{directory}/proxy.sock", state_dir=server.state_dir) as client:
             yield client, proxy
     finally:
         listener.close()
@@ -301,9 +291,9 @@ async def broken_mesh(
 
 
 async def test_lost_connection_is_resumed_with_its_scales(
-    server: EmbeddedMesh, short_dir: Path
+    lone_mesh: EmbeddedMesh, short_dir: Path
 ) -> None:
-    async with broken_mesh(server, short_dir) as (mesh, proxy):
+    async with broken_mesh(lone_mesh, short_dir) as (mesh, proxy):
         model, sites = await crystal(mesh)
         near, far = noisy(sites), noisy(sites, sigma=0.3, seed=1)
         async with mesh.session(model, target="xray") as session:
@@ -321,8 +311,10 @@ async def test_lost_connection_is_resumed_with_its_scales(
             assert proxy.connections > connections
 
 
-async def test_no_step_is_lost_with_the_connection(server: EmbeddedMesh, short_dir: Path) -> None:
-    async with broken_mesh(server, short_dir) as (mesh, proxy):
+async def test_no_step_is_lost_with_the_connection(
+    lone_mesh: EmbeddedMesh, short_dir: Path
+) -> None:
+    async with broken_mesh(lone_mesh, short_dir) as (mesh, proxy):
         model, sites = await created(mesh)
         batch = noisy(sites, 60)
         expected = (await mesh.gradients(model, batch)).geometry_sites
@@ -337,11 +329,11 @@ async def test_no_step_is_lost_with_the_connection(server: EmbeddedMesh, short_d
             np.testing.assert_allclose(step.geometry_sites, own, rtol=1e-9, atol=1e-9)
 
 
-async def test_session_is_taken_up_by_its_name(mesh: AsyncMesh, server: EmbeddedMesh) -> None:
-    model, sites = await crystal(mesh)
+async def test_session_is_taken_up_by_its_name(lone: AsyncMesh, lone_mesh: EmbeddedMesh) -> None:
+    model, sites = await crystal(lone)
     near, far = noisy(sites), noisy(sites, sigma=0.3, seed=1)
     options = {"target": gradients_pb2.TARGET_XRAY, "xray_target": gradients_pb2.XRAY_TARGET_LS}
-    async with raw(server) as stubs:
+    async with raw(lone_mesh) as stubs:
         async with stubs.session() as session:
             opened = await session.open(model.model_id, **options)
             await session.step(0, far, refresh_scales=True)
@@ -360,14 +352,14 @@ async def test_session_is_taken_up_by_its_name(mesh: AsyncMesh, server: Embedded
         )
 
 
-async def test_closed_session_is_forgotten(mesh: AsyncMesh, server: EmbeddedMesh) -> None:
-    model, sites = await created(mesh)
-    async with mesh.session(model) as session:
+async def test_closed_session_is_forgotten(lone: AsyncMesh, lone_mesh: EmbeddedMesh) -> None:
+    model, sites = await created(lone)
+    async with lone.session(model) as session:
         await session.step(sites)
         name = session.session_id
     with pytest.raises(BxmeshError):
         await session.step(sites)
-    async with raw(server) as stubs, stubs.session() as again:
+    async with raw(lone_mesh) as stubs, stubs.session() as again:
         with pytest.raises(NotFound) as caught:
             await again.open(session_id=name)
         assert caught.value.reason == "SESSION_NOT_FOUND"
@@ -380,14 +372,14 @@ def cpu_seconds(pid: int) -> float:
 
 @pytest.mark.parametrize("farewell", ["close", "vanish"])
 async def test_nothing_is_left_of_sessions(
-    mesh: AsyncMesh, server: EmbeddedMesh, farewell: str
+    lone: AsyncMesh, lone_mesh: EmbeddedMesh, farewell: str
 ) -> None:
-    model, sites = await created(mesh)
-    (worker,) = worker_pids(server.pid)
+    model, sites = await created(lone)
+    (worker,) = worker_pids(lone_mesh.pid)
 
     async def round_of_sessions() -> None:
         async with contextlib.AsyncExitStack() as stack:
-            stubs = await stack.enter_async_context(raw(server))
+            stubs = await stack.enter_async_context(raw(lone_mesh))
             for number in range(6):
                 session = await stack.enter_async_context(stubs.session())
                 await session.open(model.model_id)
@@ -398,25 +390,25 @@ async def test_nothing_is_left_of_sessions(
                     with pytest.raises(EOFError):
                         await session.receive()
             if farewell == "vanish":
-                assert threads(worker) >= idle[0] + 6
+                assert threads(worker) >= idle_threads + 6
 
     async def settled() -> bool:
-        (agent,) = await mesh.agents()
-        return agent.metadata["sessions"] == "0" and agent.active_tasks == 0
+        (agent,) = await lone.agents()
+        at_rest = agent.metadata["sessions"] == "0" and agent.active_tasks == 0
+        return at_rest and threads(worker) <= idle_threads
 
-    await until(settled)
-    idle = (threads(worker), open_files(worker), open_files(server.pid))
+    idle_threads = threads(worker)
+    files = 0, 0
     for _ in range(2):
+        # What is opened once and kept, such as connections to Redis, is there after a round.
         await round_of_sessions()
         await until(settled)
-        await until(lambda: threads(worker) <= idle[0])
-        # The first round may open what is then kept, such as connections to Redis.
-        idle = (idle[0], max(idle[1], open_files(worker)), max(idle[2], open_files(server.pid)))
+        files = open_files(worker), open_files(lone_mesh.pid)
     for _ in range(2):
         await round_of_sessions()
-    await until(lambda: threads(worker) <= idle[0])
-    await until(lambda: open_files(worker) <= idle[1])
-    await until(lambda: open_files(server.pid) <= idle[2])
+    await until(settled)
+    await until(lambda: open_files(worker) <= files[0])
+    await until(lambda: open_files(lone_mesh.pid) <= files[1])
 
 
 async def vanish_during_a_step(server: EmbeddedMesh, mesh: AsyncMesh) -> None:
@@ -440,9 +432,9 @@ async def vanish_during_a_step(server: EmbeddedMesh, mesh: AsyncMesh) -> None:
 
 
 async def test_step_of_a_client_that_vanished_is_given_up(
-    mesh: AsyncMesh, server: EmbeddedMesh
+    lone: AsyncMesh, lone_mesh: EmbeddedMesh
 ) -> None:
-    await vanish_during_a_step(server, mesh)
+    await vanish_during_a_step(lone_mesh, lone)
 
 
 async def test_sessions_over_tcp() -> None:
@@ -465,25 +457,38 @@ async def test_sessions_over_tcp() -> None:
             await vanish_during_a_step(server, mesh)
 
 
-async def test_full_worker_says_so() -> None:
-    with start_mesh(1, BXMESH_SESSIONS_PER_WORKER="2") as server:
+async def test_full_workers_say_so() -> None:
+    with start_mesh(2, BXMESH_SESSIONS_PER_WORKER="1") as server:
         async with AsyncMesh(server.address, state_dir=server.state_dir) as mesh:
             model, sites = await created(mesh)
+
+            async def both_there() -> bool:
+                return len(await mesh.agents()) == 2
+
+            await until(both_there)
             async with mesh.session(model) as one, mesh.session(model) as two:
+                # The second goes where there is room, not where the model is warm.
+                assert one.worker_id != two.worker_id
                 with pytest.raises(ResourceExhausted) as caught:
                     async with mesh.session(model):
                         raise AssertionError("it opened")
                 assert caught.value.reason == "TOO_MANY_SESSIONS"
                 assert caught.value.retry_after
-                for session in (one, two):
-                    await session.step(sites)
-            async with mesh.session(model) as again:
-                assert (await again.step(sites)).ok
-        assert (await stats(server)).dead == 0
+                first, second = await one.step(sites), await two.step(sites)
+                np.testing.assert_array_equal(first.geometry_sites, second.geometry_sites)
+
+            async def opens() -> bool:
+                with contextlib.suppress(ResourceExhausted):
+                    async with mesh.session(model) as again:
+                        return (await again.step(sites)).ok
+                return False
+
+            await until(opens)
+            assert (await stats(server)).dead == 0
 
 
-def test_sync_sessions(server: EmbeddedMesh) -> None:
-    with Mesh(server.address, state_dir=server.state_dir) as mesh:
+def test_sync_sessions(lone_mesh: EmbeddedMesh) -> None:
+    with Mesh(lone_mesh.address, state_dir=lone_mesh.state_dir) as mesh:
         model = mesh.create_model(wheel_file(PDB_1YJP), include_atoms=True)
         assert model.atoms is not None
         sites = model.atoms.sites

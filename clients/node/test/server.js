@@ -53,5 +53,5 @@ export async function cctbxFile(path) {
 export async function reference({ address, stateDirectory }, macromolecule, reflections) {
   const script = fileURLToPath(new URL('reference.py', import.meta.url));
   const args = [script, address, stateDirectory, macromolecule, reflections];
-  return JSON.parse((await run(PYTHON, args, { maxBuffer: 2 ** 27 })).stdout);
+  return JSON.parse((await run(PYTHON, args, { maxBuffer: 2 ** 27, timeout: 60_000 })).stdout);
 }

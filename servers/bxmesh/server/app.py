@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -36,6 +36,7 @@ from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.security.admin_key import AdminKeyAuthenticator, load_or_create
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, QueueGauges, WorkClient, WorkQueue, connect
+from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.server.unimplemented import offer
 from bxmesh.server.worker_pool import WorkerPool
 
@@ -45,7 +46,7 @@ _SWEEP_SECONDS = 60.0
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
@@ -102,7 +103,9 @@ async def _reach(redis: Redis, settings: Settings) -> None:
     except (*CONNECTION_ERRORS, RedisError) as error:
         # The URL may hold a password, so only its host is shown.
         host = urlsplit(settings.redis_url.get_secret_value()).hostname or "the embedded Valkey"
-        raise OSError(f"Redis cannot be used ({host}): {error}. `bxmesh doctor` says more.") from error
+        raise OSError(
+            f"Redis cannot be used ({host}): {error}. `bxmesh doctor` says more."
+        ) from error
     if int(str(version).split(".")[0]) < 7:
         raise OSError(f"Redis {version} is too old; 7.0 or newer is needed, or Valkey.")
 
@@ -113,7 +116,7 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     grpc_server = grpc.aio.server(
         interceptors=server_interceptors([AdminKeyAuthenticator(key)]), options=_OPTIONS
     )
-    names = await _add_services(server, grpc_server, stack)
+    names, drains = await _add_services(server, grpc_server, stack)
     health = Health(settings, redis, names)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, grpc_server)
     names.append(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
@@ -135,14 +138,18 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     stack.push_async_callback(admin.stop, 1.0)
     stack.push_async_callback(grpc_server.stop, settings.drain_grace)
     stack.push_async_callback(health.drain)
+    for drain in drains:
+        stack.callback(drain)
     _in_background(stack, health.run)
 
 
 async def _add_services(
     server: MeshServer, grpc_server: grpc.aio.Server, stack: contextlib.AsyncExitStack
-) -> list[str]:
+) -> tuple[list[str], list[Callable[[], None]]]:
+    """Adds what is offered; returns the names, and what to call before the server stops."""
     settings, redis = server.settings, server.redis
-    names = []
+    names: list[str] = []
+    drains: list[Callable[[], None]] = []
     if "geometry" in settings.services:
         store = BundleStore(
             settings.bundle_dir,
@@ -164,11 +171,12 @@ async def _add_services(
     if "registry" in settings.services:
         registry = await stack.enter_async_context(RegistryService(redis))
         names.append(offer(grpc_server, registry_service_pb2, registry))
+        drains.append(registry.drain)
     if "agent" in settings.services:
         names.append(offer(grpc_server, agent_service_pb2))
     if "security" in settings.services:
         names.append(offer(grpc_server, security_service_pb2))
-    return names
+    return names, drains
 
 
 async def _sweep(store: BundleStore) -> None:
@@ -180,11 +188,7 @@ async def _sweep(store: BundleStore) -> None:
             _log.warning("expired bundles could not be removed: %s", error)
 
 
-def _in_background(stack: contextlib.AsyncExitStack, run: Callable[[], object]) -> None:
-    task = asyncio.ensure_future(run())  # type: ignore[call-overload]
-
-    async def end() -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    stack.push_async_callback(end)
+def _in_background(
+    stack: contextlib.AsyncExitStack, run: Callable[[], Coroutine[None, None, None]]
+) -> None:
+    stack.push_async_callback(end_tasks, asyncio.create_task(run()))

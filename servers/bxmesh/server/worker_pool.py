@@ -18,6 +18,9 @@ from bxmesh.server.settings import Settings
 
 _log = logging.getLogger(__name__)
 
+HOST_CHARACTERS = 12
+"""Of the host's name in that of a worker, which is that of its socket, too."""
+
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 30.0
 _GOOD_RUN = 60.0
@@ -69,8 +72,10 @@ class WorkerPool:
     async def _keep(self, number: int) -> None:
         pause = _FIRST_PAUSE
         while not self._stopping:
-            host = "".join(c if c.isalnum() or c in "-." else "-" for c in platform.node()) or "host"
-            worker_id = f"geometry-{host[:32]}-{number}-{uuid.uuid4().hex[:8]}"
+            host = (
+                "".join(c if c.isalnum() or c in "-." else "-" for c in platform.node()) or "host"
+            )
+            worker_id = f"geometry-{host[:HOST_CHARACTERS]}-{number}-{uuid.uuid4().hex[:8]}"
             began = time.monotonic()
             code = await self._run(worker_id)
             if self._stopping:

@@ -227,7 +227,7 @@ class OpenSessionWorkResult(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """The worker's session listener: "unix:PATH" or "HOST:PORT"."""
+    """The worker's session listener: "unix:PATH" or "HOST:PORT"; empty when it serves as many sessions as it may."""
     token: _builtins.bytes
     """The secret that opens the connection, sent first, good once."""
     @_builtins.property

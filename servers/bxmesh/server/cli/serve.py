@@ -23,7 +23,9 @@ _EPILOG = (
 @click.option("--listen", metavar="HOST:PORT|unix:PATH", help="Where to serve; 127.0.0.1:50051.")
 @click.option("--admin-listen", metavar="HOST:PORT|unix:PATH", help="Where channelz is served.")
 @click.option(
-    "--services", metavar="NAME[,NAME…]", help=f"Which to offer: {', '.join(SERVICES)}; all of them."
+    "--services",
+    metavar="NAME[,NAME…]",
+    help=f"Which to offer: {', '.join(SERVICES)}; all of them.",
 )
 @click.option("--redis-url", metavar="URL", help="Redis or Valkey; without one it runs its own.")
 @click.option("--workers", type=int, metavar="N", help="Geometry worker processes; 2.")
@@ -70,7 +72,9 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     try:
         async with start(settings) as server:
-            click.echo(f"bxmesh serves on {server.address or 'no address (workers only)'}", err=True)
+            click.echo(
+                f"bxmesh serves on {server.address or 'no address (workers only)'}", err=True
+            )
             await stop.wait()
             click.echo("bxmesh stops", err=True)
     finally:

@@ -19,13 +19,13 @@ from bxmesh.server.doctor.port_owner import port_owner
 from bxmesh.server.health import REDIS, SERVING, STORAGE, WORKERS
 from bxmesh.server.listening import SERVER_FILE, is_local
 from bxmesh.server.settings import Settings
+from bxmesh.server.worker_pool import HOST_CHARACTERS
 
 __all__ = ["check_server", "check_socket_paths"]
 
 _SECONDS = 3.0
 # As the kernel has it, with a final zero.
 _SOCKET_PATH_BYTES = 104 if platform.system() == "Darwin" else 108
-_HOST_CHARACTERS = 32
 
 
 def check_server(settings: Settings) -> list[Finding]:
@@ -44,7 +44,7 @@ def check_server(settings: Settings) -> list[Finding]:
 
 def check_socket_paths(settings: Settings) -> list[Finding]:
     """Looks whether the paths of unix sockets are short enough."""
-    host = platform.node()[:_HOST_CHARACTERS]
+    host = platform.node()[:HOST_CHARACTERS]
     paths = [settings.run_dir / f"geometry-{host}-00-00000000.sock"]
     for address in (settings.listen, settings.admin_listen, settings.session_listen):
         if address.startswith("unix:"):

@@ -65,7 +65,7 @@ class BundleRpcs:
         self._limits = limits or BundleLimits()
         self._transfers = 0
 
-    async def UploadBundle(  # noqa: N802
+    async def UploadBundle(
         self,
         request_iterator: AsyncIterator[UploadBundleRequest],
         context: grpc.aio.ServicerContext[UploadBundleRequest, UploadBundleResponse],
@@ -90,7 +90,7 @@ class BundleRpcs:
                 await _in_thread(stack.close)
         return UploadBundleResponse(bundle=bundle, existed=existed)
 
-    async def DownloadBundle(  # noqa: N802
+    async def DownloadBundle(
         self,
         request: DownloadBundleRequest,
         context: grpc.aio.ServicerContext[DownloadBundleRequest, DownloadBundleResponse],
@@ -113,7 +113,7 @@ class BundleRpcs:
                         await context.write(response)
                         moved()
 
-    async def GetBundle(  # noqa: N802
+    async def GetBundle(
         self,
         request: GetBundleRequest,
         context: grpc.aio.ServicerContext[GetBundleRequest, GetBundleResponse],
@@ -121,7 +121,7 @@ class BundleRpcs:
         """Describes a bundle."""
         return GetBundleResponse(bundle=self._store.get(request.bundle_id))
 
-    async def ListBundles(  # noqa: N802
+    async def ListBundles(
         self,
         request: ListBundlesRequest,
         context: grpc.aio.ServicerContext[ListBundlesRequest, ListBundlesResponse],
@@ -133,7 +133,7 @@ class BundleRpcs:
         )
         return ListBundlesResponse(bundles=bundles, next_page_token=next_page_token)
 
-    async def DeleteBundle(  # noqa: N802
+    async def DeleteBundle(
         self,
         request: DeleteBundleRequest,
         context: grpc.aio.ServicerContext[DeleteBundleRequest, DeleteBundleResponse],

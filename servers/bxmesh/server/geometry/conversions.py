@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grpc
+import numpy as np
 
 from bxmesh.geometry.v1 import gradients_pb2, model_pb2
 from bxmesh.server.errors import MeshError, unimplemented
@@ -105,7 +106,7 @@ def model_options(options: model_pb2.ModelOptions) -> ModelOptions:
 
 
 def xray_options(options: gradients_pb2.GradientOptions) -> XrayOptions:
-    """Which X-ray target the engine is to compute; raises MeshError UNIMPLEMENTED for later ones."""
+    """Which X-ray target the engine is to compute; MeshError UNIMPLEMENTED for later ones."""
     target = _XRAY_TARGETS.get(options.xray_target)
     if target is None:
         name = gradients_pb2.XrayTarget.Name(options.xray_target)
@@ -195,14 +196,12 @@ def _reflections(data: DataSummary) -> model_pb2.ReflectionsSummary:
 
 def atom_table(atoms: AtomTable, mask: object) -> model_pb2.AtomTable:
     """The atoms in the file's order."""
-    import numpy as np
-
-    numbers = [f"{number}{code}".strip() for number, code in zip(atoms.resseq, atoms.icode, strict=True)]
+    numbers = zip(atoms.resseq, atoms.icode, strict=True)
     return model_pb2.AtomTable(
         names=atoms.name.tolist(),
         residue_names=atoms.resname.tolist(),
         chain_ids=atoms.chain.tolist(),
-        residue_numbers=numbers,
+        residue_numbers=[f"{number}{code}".strip() for number, code in numbers],
         alternative_locations=atoms.altloc.tolist(),
         elements=atoms.element.tolist(),
         atom_mask=to_message(np.asarray(mask), "atom_mask"),

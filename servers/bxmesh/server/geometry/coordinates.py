@@ -18,7 +18,8 @@ from bxmesh.tensors import to_buffer
 def load_coordinates(store: BundleStore, bundle_id: str) -> NDArray[Any]:
     """The array [N, 3] or [B, N, 3] in a bundle, mapped and not read.
 
-    Raises MeshError NOT_FOUND for an unknown bundle, INVALID_ARGUMENT for one that is no such array.
+    Raises MeshError NOT_FOUND for an unknown bundle, INVALID_ARGUMENT for one that is no such
+    array.
     """
     path = store.path(bundle_id)
     try:

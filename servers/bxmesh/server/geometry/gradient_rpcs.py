@@ -1,4 +1,4 @@
-"""ComputeGradients: a batch is cut into shares, computed by several workers, and streamed in order."""
+"""ComputeGradients: a batch is cut into shares, computed by workers, and streamed in order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,9 +63,7 @@ class GradientRpcs:
     ) -> AsyncIterator[_Response]:
         """Streams values and gradients in the order of the samples."""
         call = await self._accept(request, context)
-        yield _Response(
-            progress=gradients_pb2.Progress(step="queued", samples_total=call.samples)
-        )
+        yield _Response(progress=gradients_pb2.Progress(step="queued", samples_total=call.samples))
         ranked = await self._mesh.router.workers(routing_key(call.work.spec))
         shares = deque(_shares(call))
         ahead: deque[tuple[AsyncExitStack, Submission]] = deque()
@@ -77,12 +75,14 @@ class GradientRpcs:
                     ahead.append(await self._submit(call, shares.popleft(), ranked, index))
                     index += 1
                 stack, submission = ahead[0]
-                async for event in submission.events():
-                    if event.WhichOneof("event") == "progress":
-                        yield _progress(call, event.progress)
-                        continue
-                    for response in self._responses(call, event.outcome):
-                        yield response
+                events = self._mesh.events(submission, call.work.spec, call.deadline)
+                async with aclosing(events):
+                    async for event in events:
+                        if event.WhichOneof("event") == "progress":
+                            yield _progress(call, event.progress)
+                            continue
+                        for response in self._responses(call, event.outcome):
+                            yield response
                 ahead.popleft()
                 await stack.aclose()
         finally:
@@ -120,9 +120,7 @@ class GradientRpcs:
                 raise invalid_argument("coordinates", str(error), reason=error.reason) from error
         batched = len(shape) == 3
         if batched and not shape[0]:
-            raise invalid_argument(
-                "coordinates", "the batch is empty.", reason="COORDINATES_SHAPE"
-            )
+            raise invalid_argument("coordinates", "the batch is empty.", reason="COORDINATES_SHAPE")
         return _Call(
             work,
             f"{caller()}:gradients:{request.request_id}" if request.request_id else "",
@@ -199,7 +197,8 @@ def _chunks(call: _Call, spec: tensor_pb2.TensorSpec, sample: int, content: Any)
         )
         header.spec.CopyFrom(spec)
         del header.spec.shape[:]
-        header.spec.shape.extend([call.samples, *spec.shape[1:]] if call.batched else spec.shape[1:])
+        header.spec.shape.extend([call.samples] if call.batched else [])
+        header.spec.shape.extend(spec.shape[1:])
     for at in range(0, size, call.chunk_bytes):
         data = content.read(min(call.chunk_bytes, size - at))
         chunk = tensor_pb2.TensorChunk(

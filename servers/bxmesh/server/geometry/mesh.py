@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -18,10 +21,11 @@ from bxmesh.server.geometry.routing import Router
 from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.settings import Settings
-from bxmesh.server.streams import WorkClient, WorkQueue
+from bxmesh.server.streams import Submission, WorkClient, WorkQueue
 from bxmesh.work.v1 import work_pb2
 
 _M = TypeVar("_M", bound=Message)
+_LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,40 @@ class GeometryMesh:
         remaining = context.time_remaining()
         limit = self.settings.calculation_timeout
         return time.time() + (limit if remaining is None else min(limit, remaining))
+
+    async def events(
+        self, submission: Submission, spec: model_pb2.ModelSpec, deadline: float
+    ) -> AsyncGenerator[work_pb2.WorkEvent, None]:
+        """The events of a submission until its outcome.
+
+        Raises MeshError UNAVAILABLE when no worker is left to do it, DEADLINE_EXCEEDED after the
+        deadline in Unix seconds.
+        """
+        ends = asyncio.get_running_loop().time() + deadline - time.time()
+        async with contextlib.aclosing(submission.events(ends)) as events:
+            while True:
+                following = asyncio.ensure_future(anext(events, None))
+                try:
+                    while not (await asyncio.wait({following}, timeout=_LOOK_SECONDS))[0]:
+                        await self.router.workers(routing_key(spec))
+                    event = following.result()
+                finally:
+                    if not following.done():
+                        following.cancel()
+                        await asyncio.wait({following})
+                if event is None:
+                    return
+                yield event
+
+    async def outcome(
+        self, submission: Submission, spec: model_pb2.ModelSpec, deadline: float
+    ) -> work_pb2.WorkOutcome:
+        """The outcome of a submission, without the progress; raises as `events` does."""
+        async with contextlib.aclosing(self.events(submission, spec, deadline)) as events:
+            async for event in events:
+                if event.WhichOneof("event") == "outcome":
+                    return event.outcome
+        raise RuntimeError("the events of a submission end with its outcome")
 
     def model(self, model_id: str) -> model_pb2.ModelSpec:
         """What a model is made of; raises MeshError NOT_FOUND."""

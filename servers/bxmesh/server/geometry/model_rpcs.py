@@ -34,6 +34,7 @@ class ModelRpcs:
         )
         worker_id = mesh.router.choose(await mesh.router.workers(routing_key(request.spec)))
         request_id = f"{caller()}:model:{request.request_id}" if request.request_id else ""
+        deadline = mesh.deadline(context)
         with mesh.router.occupied(worker_id):
             async with mesh.client.submit(
                 mesh.queue,
@@ -41,16 +42,16 @@ class ModelRpcs:
                 work,
                 lane=worker_id,
                 request_id=request_id,
-                deadline=mesh.deadline(context),
+                deadline=deadline,
                 identity=caller(),
             ) as submission:
-                outcome = await submission.outcome()
+                outcome = await mesh.outcome(submission, request.spec, deadline)
         result = result_of(outcome, geometry_work_pb2.CreateModelWorkResult)
         bundle, _ = mesh.store.put(
             content,
             bundle_pb2.BUNDLE_KIND_MODEL,
             media_type="application/x-protobuf; type=bxmesh.geometry.v1.ModelSpec",
-            derived_from=(request.spec.macromolecule,),
+            derived_from=[bundle_id for _, bundle_id in _inputs(request.spec)],
             owner=caller(),
         )
         result.model.model_id = bundle.bundle_id

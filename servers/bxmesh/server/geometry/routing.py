@@ -32,8 +32,8 @@ class Router:
     async def workers(self, model_id: str) -> list[str]:
         """The live workers for a model, the one that should hold it warm first.
 
-        Empty while a crashed worker is being replaced; raises MeshError UNAVAILABLE when there has been
-        none for half a minute.
+        Empty while a crashed worker is being replaced; raises MeshError UNAVAILABLE when there has
+        been none for half a minute.
         """
         async with self._refreshing:
             if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
@@ -58,8 +58,8 @@ class Router:
     def choose(self, ranked: list[str], spread: int = 0) -> str:
         """One of the ranked workers: with `spread` 0 the owner unless the next has much less to do.
 
-        Parts of one batch pass their index as `spread`, which begins the search that much later, so that
-        they land on all workers. Returns "" when there is no worker.
+        Parts of one batch pass their index as `spread`, which begins the search that much later, so
+        that they land on all workers. Returns "" when there is no worker.
         """
         if not ranked:
             return ""

@@ -20,6 +20,7 @@ from bxmesh.server.errors import (
     deadline_exceeded,
     invalid_argument,
     not_found,
+    resource_exhausted,
     unavailable,
 )
 from bxmesh.server.geometry import frames
@@ -47,7 +48,7 @@ class SessionRpcs:
         request_iterator: AsyncIterator[_Request],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[_Response]:
-        """Opens or re-attaches a session and passes its steps on; a worker that dies is replaced."""
+        """Opens or re-attaches a session and relays its steps; a worker that dies is replaced."""
         first = await anext(aiter(request_iterator), None)
         if first is None or not first.HasField("open"):
             raise invalid_argument("open", "the first message must open the session.")
@@ -143,7 +144,7 @@ class _Session:
                 await self._mesh.sessions.forget(self._session_id)
 
     async def _send_all(self, requests: AsyncIterator[_Request]) -> None:
-        """Sends on what the client sends; then closes, so that the worker does when it has answered."""
+        """Sends on what the client sends, then ends, as the worker does when it has answered."""
         try:
             await self._send_each(requests)
         except BaseException:
@@ -263,14 +264,26 @@ class _Session:
         deadline = mesh.deadline(self._context)
         if deadline <= time.time():
             raise deadline_exceeded("The session's deadline has passed.")
-        worker_id = mesh.router.choose(await mesh.router.workers(routing_key(record.spec)))
-        async with mesh.client.submit(
-            mesh.queue, OPEN_SESSION, work, lane=worker_id, deadline=deadline, identity=caller()
-        ) as submission:
-            outcome = await submission.outcome()
-        result = result_of(outcome, geometry_work_pb2.OpenSessionWorkResult)
-        self._occupied.enter_context(mesh.router.occupied(outcome.worker_id))
-        return result
+        ranked = await mesh.router.workers(routing_key(record.spec))
+        while True:
+            worker_id = mesh.router.choose(ranked)
+            async with mesh.client.submit(
+                mesh.queue, OPEN_SESSION, work, lane=worker_id, deadline=deadline, identity=caller()
+            ) as submission:
+                outcome = await mesh.outcome(submission, record.spec, deadline)
+            result = result_of(outcome, geometry_work_pb2.OpenSessionWorkResult)
+            if result.address:
+                self._occupied.enter_context(mesh.router.occupied(outcome.worker_id))
+                return result
+            full = {worker_id, outcome.worker_id}
+            ranked = [each for each in ranked if each not in full]
+            if not ranked:
+                raise resource_exhausted(
+                    "Every worker serves as many sessions as it may. Try again later.",
+                    retry_after=1.0,
+                    reason="TOO_MANY_SESSIONS",
+                    subject="sessions",
+                )
 
     def _hang_up(self) -> None:
         self._occupied.close()

@@ -22,16 +22,28 @@ _PAUSE_SECONDS = 0.05
 
 
 class Feed:
-    """Knows the newest revision; `run` keeps it."""
+    """Knows the newest revision between `start` and `stop`."""
 
     def __init__(self, redis: Redis, agents: LiveAgents) -> None:
         self._redis = redis
         self._agents = agents
         self._revision = 0
         self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
-        """Ends leases and listens until cancelled."""
+    def start(self) -> None:
+        """Begins to end leases and to listen."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Ends it."""
+        while self._task is not None and not self._task.done():
+            # redis-py sends in asyncio.wait_for, which loses a cancellation on Python 3.11 when
+            # the command has just been sent.
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=0.1)
+
+    async def _run(self) -> None:
         away = False
         while True:
             try:

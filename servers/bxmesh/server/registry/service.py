@@ -49,10 +49,9 @@ class RegistryService:
         self._streams = OpenStreams()
         self._lease_seconds = lease_seconds
         self._slow_consumer_seconds = slow_consumer_seconds
-        self._feeding: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> RegistryService:
-        self._feeding = asyncio.create_task(self._feed.run())
+        self._feed.start()
         return self
 
     async def __aexit__(
@@ -62,9 +61,7 @@ class RegistryService:
         trace: TracebackType | None,
     ) -> None:
         self.drain()
-        if self._feeding is not None:
-            self._feeding.cancel()
-            await asyncio.gather(self._feeding, return_exceptions=True)
+        await self._feed.stop()
 
     def drain(self) -> None:
         """Ends open streams with UNAVAILABLE (SERVER_STOPPING) and takes no more."""

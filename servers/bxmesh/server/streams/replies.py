@@ -7,7 +7,7 @@ import contextlib
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
 
 import grpc
@@ -49,7 +49,9 @@ class Submission:
         if not self._events.full():
             self._events.put_nowait(event)
 
-    async def events(self, deadline: float | None = None) -> AsyncIterator[work_pb2.WorkEvent]:
+    async def events(
+        self, deadline: float | None = None
+    ) -> AsyncGenerator[work_pb2.WorkEvent, None]:
         """Progress as it comes, then the outcome as the last event.
 
         `deadline` is in seconds of the event loop's clock; raises MeshError DEADLINE_EXCEEDED

@@ -20,13 +20,12 @@ from bxmesh.server.geometry.agent.capabilities import CREATE_MODEL, GRADIENTS
 from bxmesh.server.geometry.agent.evaluation import Array, Evaluation, gradient_dtype, stack
 from bxmesh.server.geometry.agent.steps import Steps, UnobservedSteps
 from bxmesh.server.geometry.agent.warm_models import WarmModels, engine_call
-from bxmesh.server.geometry.coordinates import load_coordinates
 from bxmesh.server.geometry.conversions import atom_table, summary_message
+from bxmesh.server.geometry.coordinates import load_coordinates
 from bxmesh.server.geometry.engine import RestraintLibrary, as_samples
 from bxmesh.server.streams import Handler, WorkContext
 from bxmesh.server.streams.queue import cancelled
 from bxmesh.tensors import TensorError, from_message, to_buffer, to_spec
-
 
 _MOST_LISTED_ATOMS = 50_000
 _M = TypeVar("_M", bound=Message)
@@ -38,6 +37,7 @@ class Calculations:
 
     def __init__(
         self,
+        worker_id: str,
         models: WarmModels,
         store: BundleStore,
         library: RestraintLibrary,
@@ -46,6 +46,7 @@ class Calculations:
         result_lifetime: timedelta,
         max_batch_bytes: int,
     ) -> None:
+        self._worker_id = worker_id
         self._models = models
         self._store = store
         self._library = library
@@ -68,7 +69,7 @@ class Calculations:
     async def create_model(self, context: WorkContext) -> geometry_work_pb2.CreateModelWorkResult:
         """Reads a model's inputs and says what is in them; keeps the model warm."""
         work = unpack(context.item.payload, geometry_work_pb2.CreateModelWork)
-        steps = Steps(announcer(context))
+        steps = Steps(announcer(context, self._worker_id))
         return await self.in_thread(lambda: self._create_model(work, steps))
 
     def _create_model(
@@ -101,7 +102,7 @@ class Calculations:
     async def gradients(self, context: WorkContext) -> geometry_work_pb2.GradientsWorkResult:
         """Computes a share of a batch."""
         work = unpack(context.item.payload, geometry_work_pb2.GradientsWork)
-        steps = Steps(announcer(context))
+        steps = Steps(announcer(context, self._worker_id))
         return await self.in_thread(lambda: self._gradients(work, steps, context))
 
     def _gradients(
@@ -115,9 +116,7 @@ class Calculations:
         samples: Array | list[None] = (
             [None] if coordinates is None else engine_call(lambda: as_samples(coordinates, atoms))
         )
-        dtype = gradient_dtype(
-            work.options, None if coordinates is None else coordinates.dtype
-        )
+        dtype = gradient_dtype(work.options, None if coordinates is None else coordinates.dtype)
         values: list[gradients_pb2.SampleValue] = []
         gradients: list[dict[str, Array]] = []
         # In a batch only the whole is timed: a step costs as much as some of the samples.
@@ -135,7 +134,9 @@ class Calculations:
         with steps.step("store"):
             arrays = stack(evaluation, gradients, len(values), dtype)
             bundle_id = self._store_arrays(arrays, work)
-        specs = [to_spec(arrays[name], name, unit) for name, (_, unit) in evaluation.tensors.items()]
+        specs = [
+            to_spec(arrays[name], name, unit) for name, (_, unit) in evaluation.tensors.items()
+        ]
         return geometry_work_pb2.GradientsWorkResult(
             samples=values,
             bundle_id=bundle_id,
@@ -153,16 +154,12 @@ class Calculations:
             try:
                 array = from_message(work.coordinates.tensor, max_bytes=self._max_batch_bytes)
             except TensorError as error:
-                raise invalid_argument(
-                    "coordinates", str(error), reason=error.reason
-                ) from error
+                raise invalid_argument("coordinates", str(error), reason=error.reason) from error
         else:
             array = load_coordinates(self._store, work.coordinates.bundle_id)
         return array if array.ndim != 3 else array[work.sample_start : work.sample_stop]
 
-    def _store_arrays(
-        self, arrays: dict[str, Array], work: geometry_work_pb2.GradientsWork
-    ) -> str:
+    def _store_arrays(self, arrays: dict[str, Array], work: geometry_work_pb2.GradientsWork) -> str:
         with self._store.writer(
             bundle_pb2.BUNDLE_KIND_GRADIENTS,
             media_type="application/octet-stream",
@@ -186,13 +183,13 @@ def unpack(payload: AnyMessage, kind: type[_M]) -> _M:
     return message
 
 
-def announcer(context: WorkContext) -> Callable[[str], None]:
+def announcer(context: WorkContext, worker_id: str) -> Callable[[str], None]:
     """Tells whoever waits for the item which step begins, from any thread."""
     loop = asyncio.get_running_loop()
 
     async def tell(step: str) -> None:
         with contextlib.suppress(Exception):
-            await context.progress(gradients_pb2.Progress(step=step))
+            await context.progress(gradients_pb2.Progress(step=step, worker_id=worker_id))
 
     def announce(step: str) -> None:
         asyncio.run_coroutine_threadsafe(tell(step), loop)

@@ -26,8 +26,9 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from bxmesh.geometry.v1 import geometry_work_pb2, gradients_pb2
+from bxmesh.server import telemetry
 from bxmesh.server.bundles import BundleStore
-from bxmesh.server.errors import MeshError, internal, invalid_argument, resource_exhausted
+from bxmesh.server.errors import MeshError, internal, invalid_argument
 from bxmesh.server.geometry import frames
 from bxmesh.server.geometry.agent.calculations import (
     Calculations,
@@ -37,8 +38,8 @@ from bxmesh.server.geometry.agent.calculations import (
 from bxmesh.server.geometry.agent.evaluation import Array, Evaluation, gradient_dtype, stack
 from bxmesh.server.geometry.agent.steps import Steps
 from bxmesh.server.geometry.agent.warm_models import WarmModels, engine_call
-from bxmesh.server.geometry.engine import as_samples
 from bxmesh.server.geometry.coordinates import load_coordinates, save_coordinates
+from bxmesh.server.geometry.engine import as_samples
 from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.streams import WorkContext
 from bxmesh.tensors import (
@@ -116,16 +117,11 @@ class SessionServer:
             Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
 
     async def open_session(self, context: WorkContext) -> geometry_work_pb2.OpenSessionWorkResult:
-        """Warms the model and answers where to connect."""
+        """Warms the model and answers where to connect, nowhere when the worker is full."""
         work = unpack(context.item.payload, geometry_work_pb2.OpenSessionWork)
         if self.open_sessions >= self._most_sessions:
-            raise resource_exhausted(
-                f"This worker serves {self._most_sessions} sessions already.",
-                retry_after=1.0,
-                reason="TOO_MANY_SESSIONS",
-                subject=f"worker:{self._worker_id}",
-            )
-        steps = Steps(announcer(context))
+            return geometry_work_pb2.OpenSessionWorkResult()
+        steps = Steps(announcer(context, self._worker_id))
         evaluation, opened = await self._calculations.in_thread(lambda: self._prepare(work, steps))
         token = secrets.token_bytes(frames.TOKEN_BYTES)
         with self._guard:
@@ -299,7 +295,8 @@ class _Session:
             self._answer(step, tensor.array)
 
     def _refuse(self, step_id: int, error: MeshError) -> None:
-        result = gradients_pb2.StepResult(step_id=step_id, error=error.to_status())
+        status = error.to_status(telemetry.current_trace_id())
+        result = gradients_pb2.StepResult(step_id=step_id, error=status)
         self._send(gradients_pb2.StreamGradientsResponse(result=result))
 
     def _answer(self, step: gradients_pb2.SessionStep, coordinates: Array) -> None:
@@ -314,7 +311,9 @@ class _Session:
             raise
         except Exception:
             _log.exception("a step failed")
-            self._refuse(step.step_id, internal("The worker failed at this step; its log says why."))
+            self._refuse(
+                step.step_id, internal("The worker failed at this step; its log says why.")
+            )
         else:
             self._send_result(step.step_id, values, arrays)
 

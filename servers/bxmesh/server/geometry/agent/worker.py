@@ -27,6 +27,7 @@ from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, Worker, WorkerOptions
+from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.server.version import VERSION
 
 _log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class GeometryWorker:
             most_atoms=settings.max_atoms,
         )
         calculations = Calculations(
+            worker_id,
             self.models,
             store,
             library,
@@ -103,8 +105,7 @@ class GeometryWorker:
         try:
             await self._worker.run()
         finally:
-            heart.cancel()
-            await asyncio.gather(heart, return_exceptions=True)
+            await end_tasks(heart)
             self.sessions.close()
             self._executor.shutdown(wait=False, cancel_futures=True)
             await self._leave()
@@ -126,7 +127,8 @@ class GeometryWorker:
                 lease = _MISSED_HEARTBEATS * self._heartbeat
                 if (
                     not lease_id
-                    or await self._agents.beat(self._agent, lease_id, lease, changed=changed) is None
+                    or await self._agents.beat(self._agent, lease_id, lease, changed=changed)
+                    is None
                 ):
                     lease_id, _ = await self._agents.register(self._agent, lease)
             except (*CONNECTION_ERRORS, ResponseError) as error:

@@ -23,12 +23,22 @@ _UNREADABLE = "MACROMOLECULE_UNREADABLE"
 _ATOM_RECORD = re.compile(r"^(?:ATOM  |HETATM)", re.MULTILINE)
 _COORDINATES_END = 54
 _REQUIRED_ITEMS = (
-    "id", "type_symbol", "label_alt_id", "Cartn_x", "Cartn_y", "Cartn_z", "occupancy",
-    "B_iso_or_equiv", "pdbx_PDB_model_num", "label_entity_id",
+    "id",
+    "type_symbol",
+    "label_alt_id",
+    "Cartn_x",
+    "Cartn_y",
+    "Cartn_z",
+    "occupancy",
+    "B_iso_or_equiv",
+    "pdbx_PDB_model_num",
+    "label_entity_id",
 )
 _REQUIRED_EITHER = (
-    ("label_atom_id", "auth_atom_id"), ("label_asym_id", "auth_asym_id"),
-    ("label_comp_id", "auth_comp_id"), ("label_seq_id", "auth_seq_id"),
+    ("label_atom_id", "auth_atom_id"),
+    ("label_asym_id", "auth_asym_id"),
+    ("label_comp_id", "auth_comp_id"),
+    ("label_seq_id", "auth_seq_id"),
 )
 _SERIAL_WIDTH = 5
 _SHOWN = 5

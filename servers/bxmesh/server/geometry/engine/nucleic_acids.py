@@ -37,38 +37,48 @@ def modification_row(name: str) -> tuple[str, ...]:
 
 def _link(link: dict[str, Any]) -> cif.block:
     block = cif.block()
-    block.add_loop(_loop(
-        "_chem_link_bond",
-        "atom_1_comp_id atom_id_1 atom_2_comp_id atom_id_2 type value_dist value_dist_esd",
-        [(1, "O3*", 2, "P", "single", *link["bond"])],
-    ))
-    block.add_loop(_loop(
-        "_chem_link_angle",
-        "atom_1_comp_id atom_id_1 atom_2_comp_id atom_id_2 atom_3_comp_id atom_id_3"
-        " value_angle value_angle_esd",
-        link["angles"],
-    ))
-    block.add_loop(_loop(
-        "_chem_link_tor",
-        "id atom_1_comp_id atom_id_1 atom_2_comp_id atom_id_2 atom_3_comp_id atom_id_3"
-        " atom_4_comp_id atom_id_4 value_angle value_angle_esd period",
-        link["torsions"],
-    ))
+    block.add_loop(
+        _loop(
+            "_chem_link_bond",
+            "atom_1_comp_id atom_id_1 atom_2_comp_id atom_id_2 type value_dist value_dist_esd",
+            [(1, "O3*", 2, "P", "single", *link["bond"])],
+        )
+    )
+    block.add_loop(
+        _loop(
+            "_chem_link_angle",
+            "atom_1_comp_id atom_id_1 atom_2_comp_id atom_id_2 atom_3_comp_id atom_id_3"
+            " value_angle value_angle_esd",
+            link["angles"],
+        )
+    )
+    block.add_loop(
+        _loop(
+            "_chem_link_tor",
+            "id atom_1_comp_id atom_id_1 atom_2_comp_id atom_id_2 atom_3_comp_id atom_id_3"
+            " atom_4_comp_id atom_id_4 value_angle value_angle_esd period",
+            link["torsions"],
+        )
+    )
     return block
 
 
 def _modification(pucker: dict[str, Any], *, with_chi: bool) -> cif.block:
     block = cif.block()
-    block.add_loop(_loop(
-        "_chem_mod_bond",
-        "function atom_id_1 atom_id_2 new_type new_value_dist new_value_dist_esd",
-        [("change", *row[:2], "coval", *row[2:]) for row in pucker["bonds"]],
-    ))
-    block.add_loop(_loop(
-        "_chem_mod_angle",
-        "function atom_id_1 atom_id_2 atom_id_3 new_value_angle new_value_angle_esd",
-        [("change", *row) for row in pucker["angles"]],
-    ))
+    block.add_loop(
+        _loop(
+            "_chem_mod_bond",
+            "function atom_id_1 atom_id_2 new_type new_value_dist new_value_dist_esd",
+            [("change", *row[:2], "coval", *row[2:]) for row in pucker["bonds"]],
+        )
+    )
+    block.add_loop(
+        _loop(
+            "_chem_mod_angle",
+            "function atom_id_1 atom_id_2 atom_id_3 new_value_angle new_value_angle_esd",
+            [("change", *row) for row in pucker["angles"]],
+        )
+    )
     torsions = [
         # Dictionaries have no delta row that could be changed.
         ("add" if row[0] == "delta" else "change", *row[:6], ".", *row[6:])
@@ -76,12 +86,14 @@ def _modification(pucker: dict[str, Any], *, with_chi: bool) -> cif.block:
     ]
     if with_chi:
         torsions += [("change", "chi", *row, 1) for row in pucker["chi"]]
-    block.add_loop(_loop(
-        "_chem_mod_tor",
-        "function id atom_id_1 atom_id_2 atom_id_3 atom_id_4 new_value_angle new_alt_value_angle"
-        " new_value_angle_esd new_period",
-        torsions,
-    ))
+    block.add_loop(
+        _loop(
+            "_chem_mod_tor",
+            "function id atom_id_1 atom_id_2 atom_id_3 atom_id_4 new_value_angle new_alt_value_angle"
+            " new_value_angle_esd new_period",
+            torsions,
+        )
+    )
     return block
 
 

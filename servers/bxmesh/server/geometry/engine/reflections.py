@@ -126,9 +126,14 @@ def _select_observed(arrays: list[Any], options: ModelOptions, notices: list[str
             field=_FIELD,
         )
     # min() keeps the first of equals, the order of the file.
-    chosen = min(observed, key=lambda array: (
-        array.sigmas() is None, not array.is_xray_amplitude_array(), array.anomalous_flag()
-    ))
+    chosen = min(
+        observed,
+        key=lambda array: (
+            array.sigmas() is None,
+            not array.is_xray_amplitude_array(),
+            array.anomalous_flag(),
+        ),
+    )
     if len(observed) > 1:
         others = ", ".join(a.info().label_string() for a in observed if a is not chosen)
         notices.append(f"Data used: {chosen.info().label_string()}; also in the file: {others}.")

@@ -18,8 +18,18 @@ from bxmesh.server.geometry.engine.words import words
 
 _PLAIN_PAIRS_RADIUS = 5.0
 _TERMS = (
-    "bond", "angle", "dihedral", "chirality", "planarity", "parallelity", "nonbonded",
-    "reference_dihedral", "ncs_dihedral", "den", "ramachandran", "reference_coordinate",
+    "bond",
+    "angle",
+    "dihedral",
+    "chirality",
+    "planarity",
+    "parallelity",
+    "nonbonded",
+    "reference_dihedral",
+    "ncs_dihedral",
+    "den",
+    "ramachandran",
+    "reference_coordinate",
 )
 _FIELDS = tuple((term, f"{term}_residual_sum", f"n_{term}_proxies") for term in _TERMS)
 

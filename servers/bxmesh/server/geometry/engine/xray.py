@@ -123,9 +123,7 @@ class XrayTarget:
         manager.update_all_scales()
         return manager, manager.target_functor()
 
-    def _gradients(
-        self, manager: Any, result: Any, options: XrayOptions
-    ) -> Mapping[str, Floats]:
+    def _gradients(self, manager: Any, result: Any, options: XrayOptions) -> Mapping[str, Floats]:
         scatterers = manager.xray_structure.scatterers()
         gradients = {}
         if "sites" in options.with_respect_to:
