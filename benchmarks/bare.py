@@ -60,6 +60,7 @@ class BareXray:
     def __init__(self) -> None:
         source = iotbx.pdb.input(str(wheel_file(PDB_7N2L)))
         structure = source.xray_structure_simple()
+        structure.scattering_type_registry(table="n_gaussian", d_min=0.9)
         reader = reflection_file_reader.any_reflection_file(str(wheel_file(MTZ_7N2L)))
         server = reflection_file_utils.reflection_file_server(
             crystal_symmetry=structure.crystal_symmetry(),

@@ -175,7 +175,9 @@ class GeometryServer(geometry_service_pb2_grpc.GeometryServiceServicer):
             if request.options.target != gradients_pb2.TARGET_GEOMETRY:
                 names += ["xray_sites", "combined_sites"]
             for sample in reversed(samples_of(sites, request.options.target)):
-                yield gradients_pb2.ComputeGradientsResponse(sample=sample)
+                yield gradients_pb2.ComputeGradientsResponse(
+                    samples=gradients_pb2.SampleValues(samples=[sample])
+                )
             for name in names:
                 gradient = 2 * sites
                 for chunk in to_chunks(gradient, to_spec(gradient, name)):

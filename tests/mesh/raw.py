@@ -54,8 +54,8 @@ class Raw:
                     case "chunk":
                         if finished := assembler.feed(response.chunk):
                             answer.arrays[finished.spec.name] = finished.array
-                    case "sample":
-                        answer.samples.append(response.sample)
+                    case "samples":
+                        answer.samples.extend(response.samples.samples)
                     case "progress":
                         answer.progress.append(response.progress)
                     case "summary":

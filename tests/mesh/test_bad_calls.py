@@ -279,7 +279,7 @@ async def test_client_that_vanishes(lone: AsyncMesh, lone_mesh: EmbeddedMesh) ->
                 stubs.stub.ComputeGradients(request, metadata=stubs.metadata) for _ in range(3)
             ]
             async for response in calls[0]:
-                if response.HasField("sample"):
+                if response.HasField("samples"):
                     break
         # The connection is gone, and with it the calls.
         await until(taken_back, seconds=15)

@@ -219,7 +219,7 @@ async def test_request_that_was_given_up_can_be_made_again(
     async with raw(shared_mesh) as stubs:
         call = stubs.stub.ComputeGradients(request, metadata=stubs.metadata)
         async for response in call:
-            if response.HasField("sample"):
+            if response.HasField("samples"):
                 break
         call.cancel()
         # Two who ask for the same at once, one of whom leaves, get it too.

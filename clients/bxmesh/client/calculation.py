@@ -71,8 +71,8 @@ class _Answer:
             case "chunk":
                 if finished := self._assembler.feed(response.chunk):
                     self._arrays[finished.spec.name] = finished.array
-            case "sample":
-                self._samples.append(response.sample)
+            case "samples":
+                self._samples.extend(response.samples.samples)
             case "progress":
                 if self._on_progress is not None:
                     self._on_progress(Progress.from_message(response.progress))

@@ -68,12 +68,12 @@ export class Answer {
   }
 
   take(response) {
-    const { chunk, sample, progress, summary } = response;
+    const { chunk, samples, progress, summary } = response;
     if (chunk) {
       const finished = this.#assembler.take(chunk);
       if (finished) this.#tensors.set(...finished);
     }
-    if (sample) this.#samples.push(sample);
+    if (samples) this.#samples.push(...samples.samples);
     if (progress) this.#onProgress?.(progress);
     if (summary) this.#summary = summary;
   }

@@ -511,6 +511,30 @@ class SampleValue(_message.Message):
 Global___SampleValue: _TypeAlias = SampleValue  # noqa: Y015
 
 @_typing.final
+class SampleValues(_message.Message):
+    """SampleValues are the values of finished samples."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___SampleValue]:
+        """The samples, in order."""
+
+    def __init__(
+        self,
+        *,
+        samples: _abc.Iterable[Global___SampleValue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampleValues: _TypeAlias = SampleValues  # noqa: Y015
+
+@_typing.final
 class ComputeGradientsRequest(_message.Message):
     """ComputeGradientsRequest asks for gradients of a model."""
 
@@ -563,7 +587,9 @@ class Progress(_message.Message):
     SAMPLES_TOTAL_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
     step: _builtins.str
-    """The step under way: queued, parse, build_restraints, read_reflections, scale, gradients."""
+    """The step under way: queued, read_bundles, parse, read_reflections, build_restraints, scale. What takes
+    milliseconds is not told.
+    """
     samples_done: _builtins.int
     """Samples finished."""
     samples_total: _builtins.int
@@ -664,7 +690,7 @@ class ComputeGradientsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PROGRESS_FIELD_NUMBER: _builtins.int
-    SAMPLE_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -672,8 +698,8 @@ class ComputeGradientsResponse(_message.Message):
         """How far it is."""
 
     @_builtins.property
-    def sample(self) -> Global___SampleValue:
-        """A finished sample."""
+    def samples(self) -> Global___SampleValues:
+        """Finished samples."""
 
     @_builtins.property
     def chunk(self) -> _tensor_pb2.TensorChunk:
@@ -687,15 +713,15 @@ class ComputeGradientsResponse(_message.Message):
         self,
         *,
         progress: Global___Progress | None = ...,
-        sample: Global___SampleValue | None = ...,
+        samples: Global___SampleValues | None = ...,
         chunk: _tensor_pb2.TensorChunk | None = ...,
         summary: Global___GradientsSummary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "progress", b"progress", "sample", b"sample", "summary", b"summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "progress", b"progress", "samples", b"samples", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "progress", b"progress", "sample", b"sample", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "progress", b"progress", "samples", b"samples", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "sample", "chunk", "summary"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "samples", "chunk", "summary"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -23,8 +23,8 @@ from bxmesh.tensors import TensorError, chunk_bytes_or_default, from_message, si
 
 _Response = gradients_pb2.ComputeGradientsResponse
 
-# About 20 ms of geometry: long against the cost of a work item, short against that of a batch.
-_ATOMS_PER_SHARE = 20_000
+# About 30 ms of geometry: long against the cost of a work item, short against that of a batch.
+_ATOMS_PER_SHARE = 40_000
 _XRAY_FACTOR = 16
 _MOST_SAMPLES_PER_SHARE = 256
 _SHARES_AHEAD_PER_WORKER = 3
@@ -166,8 +166,7 @@ class GradientRpcs:
         call.engine = result.engine
         for step in result.step_times:
             call.seconds[step.step] = call.seconds.get(step.step, 0.0) + step.seconds
-        for sample in result.samples:
-            yield _Response(sample=sample)
+        yield _Response(samples=gradients_pb2.SampleValues(samples=result.samples))
         with self._mesh.store.open(result.bundle_id) as content:
             for spec in result.tensors:
                 yield from _chunks(call, spec, result.samples[0].sample, content)

@@ -109,31 +109,19 @@ class Calculations:
         self, work: geometry_work_pb2.GradientsWork, steps: Steps, context: WorkContext
     ) -> geometry_work_pb2.GradientsWorkResult:
         coordinates = self._coordinates(work)
+        # Held for the whole share, short as it is, and while the result is stored too: a thread
+        # that wants the interpreter while another one is in cctbx waits a whole evaluation each time.
         with self._models.lock:
             evaluation = Evaluation(self._models.get(work.spec, steps), work.options)
             evaluation.prepare(steps)
-            atoms = len(evaluation.model.atoms)
-        samples: Array | list[None] = (
-            [None] if coordinates is None else engine_call(lambda: as_samples(coordinates, atoms))
-        )
-        dtype = gradient_dtype(work.options, None if coordinates is None else coordinates.dtype)
-        values: list[gradients_pb2.SampleValue] = []
-        gradients: list[dict[str, Array]] = []
-        # In a batch only the whole is timed: a step costs as much as some of the samples.
-        inner = steps if len(samples) == 1 else UnobservedSteps()
-        with steps.step("gradients"):
-            for index, sites in enumerate(samples):
-                if context.cancelled:
-                    raise cancelled()
-                # Held for one sample only, so that sessions on this worker get their turns.
-                with self._models.lock:
-                    value, sample = evaluation.evaluate(sites, inner)
-                value.sample = work.sample_start + index
-                values.append(value)
-                gradients.append(sample)
-        with steps.step("store"):
-            arrays = stack(evaluation, gradients, len(values), dtype)
-            bundle_id = self._store_arrays(arrays, work)
+            with steps.step("gradients"):
+                values, gradients = self._evaluate(work, evaluation, coordinates, steps, context)
+            with steps.step("store"):
+                dtype = gradient_dtype(
+                    work.options, None if coordinates is None else coordinates.dtype
+                )
+                arrays = stack(evaluation, gradients, len(values), dtype)
+                bundle_id = self._store_arrays(arrays, work)
         specs = [
             to_spec(arrays[name], name, unit) for name, (_, unit) in evaluation.tensors.items()
         ]
@@ -144,6 +132,30 @@ class Calculations:
             step_times=steps.times,
             engine=gradients_pb2.ENGINE_CCTBX,
         )
+
+    def _evaluate(
+        self,
+        work: geometry_work_pb2.GradientsWork,
+        evaluation: Evaluation,
+        coordinates: Array | None,
+        steps: Steps,
+        context: WorkContext,
+    ) -> tuple[list[gradients_pb2.SampleValue], list[dict[str, Array]]]:
+        atoms = len(evaluation.model.atoms)
+        samples: Array | list[None] = (
+            [None] if coordinates is None else engine_call(lambda: as_samples(coordinates, atoms))
+        )
+        values, gradients = [], []
+        # In a batch only the whole is timed: a step costs as much as some of the samples.
+        inner = steps if len(samples) == 1 else UnobservedSteps()
+        for index, sites in enumerate(samples):
+            if context.cancelled:
+                raise cancelled()
+            value, sample = evaluation.evaluate(sites, inner)
+            value.sample = work.sample_start + index
+            values.append(value)
+            gradients.append(sample)
+        return values, gradients
 
     def _coordinates(self, work: geometry_work_pb2.GradientsWork) -> Array | None:
         """The coordinates of the share, [N, 3] or [samples, N, 3]; None for the model's own."""

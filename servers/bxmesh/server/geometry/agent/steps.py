@@ -12,6 +12,11 @@ from bxmesh.geometry.v1 import gradients_pb2
 
 _tracer = trace.get_tracer("bxmesh.engine")
 
+# What a warm model does in milliseconds is over before anyone could read of it.
+_WORTH_TELLING = frozenset(
+    {"read_bundles", "parse", "read_reflections", "build_restraints", "scale"}
+)
+
 
 class Steps:
     """Collects how long each step of one calculation took."""
@@ -27,7 +32,7 @@ class Steps:
 
     @contextlib.contextmanager
     def _observed(self, name: str) -> Iterator[None]:
-        if self._announce is not None and name not in self._announced:
+        if self._announce is not None and name in _WORTH_TELLING and name not in self._announced:
             self._announced.add(name)
             self._announce(name)
         began = time.perf_counter()
