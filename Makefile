@@ -34,7 +34,7 @@ lint: $(READY) ## style
 
 types: $(READY) ## strict types over our code
 	$(BIN)/mypy -p bxmesh.server -p bxmesh.client -m bxmesh.tensors
-	$(BIN)/mypy tools
+	$(BIN)/mypy tools benchmarks
 
 proto: $(READY) ## generated/ from proto/
 	$(BIN)/python tools/protos.py generate

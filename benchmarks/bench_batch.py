@@ -30,7 +30,8 @@ def _bare(queue: multiprocessing.Queue[float], start: multiprocessing.Event) -> 
 def two_bare_processes() -> float:
     """Gradients a second of two processes together."""
     context = multiprocessing.get_context("spawn")
-    queue, start = context.Queue(), context.Event()
+    queue: multiprocessing.Queue[float] = context.Queue()
+    start = context.Event()
     processes = [context.Process(target=_bare, args=(queue, start)) for _ in range(2)]
     for process in processes:
         process.start()
@@ -71,7 +72,7 @@ async def _mesh() -> tuple[float, float]:
             return await _rate(mesh, model, batch), await _rate(mesh, model, batch.astype("f4"))
 
 
-async def _rate(mesh: AsyncMesh, model: object, batch: np.ndarray) -> float:  # type: ignore[type-arg]
+async def _rate(mesh: AsyncMesh, model: object, batch: np.ndarray) -> float:
     done = 0
     deadline = 0.0
 

@@ -66,7 +66,7 @@ def _figure(what: str, bare: list[float], ours: list[float], goal: float | None)
 
 async def _bare_stream(address: str) -> float:
     async with grpc.aio.insecure_channel(address) as channel:
-        stream = channel.unary_stream(
+        stream: Any = channel.unary_stream(
             _METHOD, response_deserializer=DownloadBundleResponse.FromString
         )
         began = time.perf_counter()
@@ -105,7 +105,7 @@ async def _serve_bare(address: str) -> None:
             yield message
 
     server = grpc.aio.server()
-    handler = grpc.unary_stream_rpc_method_handler(
+    handler: Any = grpc.unary_stream_rpc_method_handler(
         stream, response_serializer=DownloadBundleResponse.SerializeToString
     )
     server.add_generic_rpc_handlers(

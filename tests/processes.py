@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -45,7 +44,7 @@ def valkey_pid(pid: int) -> int:
 
 def open_files(pid: int) -> int:
     """How many file descriptors a process has."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 30.0) -> None:

@@ -16,7 +16,12 @@ def labels(model: BuiltModel) -> dict[str, int]:
     """Return the place of every atom in the file by its label."""
     atoms = model.atoms
     rows = zip(
-        atoms.name, atoms.altloc, atoms.resname, atoms.chain, atoms.resseq, atoms.icode,
+        atoms.name,
+        atoms.altloc,
+        atoms.resname,
+        atoms.chain,
+        atoms.resseq,
+        atoms.icode,
         strict=True,
     )
     return {"|".join(row): place for place, row in enumerate(rows)}
@@ -26,7 +31,12 @@ def label(atom: Any) -> str:
     group = atom.parent()
     residue = group.parent()
     parts = (
-        atom.name, group.altloc, group.resname, residue.parent().id, residue.resseq, residue.icode
+        atom.name,
+        group.altloc,
+        group.resname,
+        residue.parent().id,
+        residue.resseq,
+        residue.icode,
     )
     return "|".join(part.strip() for part in parts)
 

@@ -36,9 +36,7 @@ def test_processes_may_prepare_at_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [Path(folders.pop()).name]
 
 
-def test_failed_preparation_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_preparation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bxmesh.server.geometry.engine import adapter
 
     def fail(*_: object) -> None:
@@ -97,12 +95,12 @@ def test_nucleotides_have_what_mmtbx_asks_for(library: RestraintLibrary) -> None
     for name in ("AD", "CD", "GD", "TD"):
         residue = monomers.get_comp_comp_id_direct(name)
         assert residue.set_classification().is_dna()
-        torsions = [frozenset((t.atom_id_1, t.atom_id_2, t.atom_id_3, t.atom_id_4))
-                    for t in residue.tor_list]
+        torsions = [
+            frozenset((t.atom_id_1, t.atom_id_2, t.atom_id_3, t.atom_id_4))
+            for t in residue.tor_list
+        ]
         assert len(torsions) == len(set(torsions))
-    pucker, _ = monomers.get_comp_comp_id_mod(
-        monomers.get_comp_comp_id_direct("A"), ("rna2p_pur",)
-    )
+    pucker, _ = monomers.get_comp_comp_id_mod(monomers.get_comp_comp_id_direct("A"), ("rna2p_pur",))
     delta = [t for t in pucker.tor_list if t.id == "delta"]
     assert [t.value_angle for t in delta] == [147.0]
     assert pucker.get_bond("C1*", "N9").value_dist == 1.464
@@ -112,20 +110,27 @@ def test_cadmium_is_still_known(library: RestraintLibrary) -> None:
     from bxmesh.server.geometry.engine import ModelInputs
     from bxmesh.server.geometry.engine.model import build
 
-    pdb = (b"HETATM    1 CD    CD A   1       0.000   0.000   0.000  1.00 10.00          CD\n"
-           b"HETATM    2  O   HOH A   2       2.300   0.000   0.000  1.00 10.00           O\n")
+    pdb = (
+        b"HETATM    1 CD    CD A   1       0.000   0.000   0.000  1.00 10.00          CD\n"
+        b"HETATM    2  O   HOH A   2       2.300   0.000   0.000  1.00 10.00           O\n"
+    )
     assert build(ModelInputs(pdb), library).geometry().terms["nonbonded"].count == 1
 
 
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        ("import bxmesh.server.geometry.engine\n"
-         "print([m for m in sys.modules if m.startswith(('cctbx', 'iotbx', 'boost'))])", "[]"),
-        ("import grpc\n"
-         "try:\n    import bxmesh.server.geometry.engine.model\n"
-         "except ImportError as error:\n    print(error)",
-         "cctbx cannot be loaded after grpc"),
+        (
+            "import bxmesh.server.geometry.engine\n"
+            "print([m for m in sys.modules if m.startswith(('cctbx', 'iotbx', 'boost'))])",
+            "[]",
+        ),
+        (
+            "import grpc\n"
+            "try:\n    import bxmesh.server.geometry.engine.model\n"
+            "except ImportError as error:\n    print(error)",
+            "cctbx cannot be loaded after grpc",
+        ),
         ("import bxmesh.server.geometry.engine.model\nimport grpc\nprint('both')", "both"),
     ],
 )

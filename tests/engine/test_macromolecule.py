@@ -30,17 +30,25 @@ BAD = {
     "random bytes": (bytes(range(256)) * 8, "MACROMOLECULE_UNREADABLE"),
     "words": (b"HEADER    NOTHING\nREMARK no atoms here\n", "NO_ATOMS"),
     "cut inside an atom": (PDB[: PDB.index(ATOM) + 40], "MACROMOLECULE_UNREADABLE"),
-    "letters for a coordinate": (PDB.replace(ATOM, ATOM[:30] + b"abc" + ATOM[33:]),
-                                 "MACROMOLECULE_UNREADABLE"),
-    "not a number": (PDB.replace(ATOM, ATOM[:30] + b"     nan" + ATOM[38:]),
-                     "MACROMOLECULE_UNREADABLE"),
+    "letters for a coordinate": (
+        PDB.replace(ATOM, ATOM[:30] + b"abc" + ATOM[33:]),
+        "MACROMOLECULE_UNREADABLE",
+    ),
+    "not a number": (
+        PDB.replace(ATOM, ATOM[:30] + b"     nan" + ATOM[38:]),
+        "MACROMOLECULE_UNREADABLE",
+    ),
     "same atom twice": (PDB.replace(ATOM, ATOM + b"\n" + ATOM), "DUPLICATE_ATOMS"),
-    "two models": (b"MODEL        1\n" + ATOM + b"\nENDMDL\nMODEL        2\n" + ATOM
-                   + b"\nENDMDL\nEND\n", "MULTIPLE_MODELS"),
+    "two models": (
+        b"MODEL        1\n" + ATOM + b"\nENDMDL\nMODEL        2\n" + ATOM + b"\nENDMDL\nEND\n",
+        "MULTIPLE_MODELS",
+    ),
     "broken gzip": (gzip.compress(PDB)[:-200], "BROKEN_GZIP"),
     "mmCIF without atoms": (b"data_x\n_cell.length_a 10\n", "NO_ATOMS"),
-    "mmCIF without a column": (CIF.replace(b"_atom_site.Cartn_x", b"_atom_site.Cartn_q"),
-                               "MACROMOLECULE_UNREADABLE"),
+    "mmCIF without a column": (
+        CIF.replace(b"_atom_site.Cartn_x", b"_atom_site.Cartn_q"),
+        "MACROMOLECULE_UNREADABLE",
+    ),
     "mmCIF cut in the loop": (CIF[: len(CIF) // 2], "MACROMOLECULE_UNREADABLE"),
     "mmCIF with an empty loop": (b"data_x\nloop_\n_atom_site.id", "MACROMOLECULE_UNREADABLE"),
     "mmCIF with a loop of no items": (b"data_x\nloop_ 1 2", "MACROMOLECULE_UNREADABLE"),
@@ -151,8 +159,14 @@ def test_kept_hydrogens_are_refused_by_name(library: RestraintLibrary) -> None:
 
 @pytest.mark.parametrize(
     "dictionary",
-    [b"", b"\0\1\2", b"hello", b"data_comp_X\nloop_\n_chem_comp_atom.atom_id", PDB,
-     b"data_comp_X\n_chem_comp_bond.value_dist abc\n_chem_comp_bond.atom_id_1 C\n"],
+    [
+        b"",
+        b"\0\1\2",
+        b"hello",
+        b"data_comp_X\nloop_\n_chem_comp_atom.atom_id",
+        PDB,
+        b"data_comp_X\n_chem_comp_bond.value_dist abc\n_chem_comp_bond.atom_id_1 C\n",
+    ],
 )
 def test_bad_dictionary_is_refused(library: RestraintLibrary, dictionary: bytes) -> None:
     with pytest.raises(EngineError) as caught:

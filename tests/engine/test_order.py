@@ -43,9 +43,7 @@ def test_shuffled_file_gives_shuffled_results(library: RestraintLibrary, path: s
     sites = straight.atoms.sites + np.random.default_rng(0).normal(0, 0.05, (len(order), 3))
     expected, result = straight.geometry(sites), mixed.geometry(sites[order])
     assert result.energy == pytest.approx(expected.energy, rel=1e-9)
-    np.testing.assert_allclose(
-        result.gradients, expected.gradients[order], rtol=1e-9, atol=1e-7
-    )
+    np.testing.assert_allclose(result.gradients, expected.gradients[order], rtol=1e-9, atol=1e-7)
 
 
 def test_table_follows_the_file(library: RestraintLibrary) -> None:

@@ -14,8 +14,9 @@ from bxmesh.server.geometry.engine.model import build
 from tests.engine.wheel import MTZ_7N2L, PDB_7N2L, inputs, wheel_bytes, wheel_file
 
 MTZ = wheel_bytes(MTZ_7N2L)
-ARRAYS = {a.info().label_string(): a
-          for a in mtz.object(str(wheel_file(MTZ_7N2L))).as_miller_arrays()}
+ARRAYS = {
+    a.info().label_string(): a for a in mtz.object(str(wheel_file(MTZ_7N2L))).as_miller_arrays()
+}
 AMPLITUDES, INTENSITIES = ARRAYS["FOBS,SIGFOBS"], ARRAYS["IOBS,SIGIOBS"]
 FLAGS = ARRAYS["R-free-flags"]
 
@@ -109,8 +110,9 @@ def test_without_flags_only_least_squares(library: RestraintLibrary, as_mtz) -> 
 
 def test_flags_are_generated_only_when_asked(library: RestraintLibrary, as_mtz) -> None:
     content = as_mtz(F=AMPLITUDES)
-    models = [build(inputs(PDB_7N2L, content, generate_r_free_flags=True), library)
-              for _ in range(2)]
+    models = [
+        build(inputs(PDB_7N2L, content, generate_r_free_flags=True), library) for _ in range(2)
+    ]
     data = models[0].summary.data
     assert data is not None
     assert data.r_free_generated
@@ -124,15 +126,23 @@ def test_resolution_limits(library: RestraintLibrary) -> None:
     assert data.reflections < 1000
     assert data.d_min >= 1.5
     assert data.d_max <= 6.0
-    for limits in ({"d_min": 0.5}, {"d_min": 20.0}, {"d_max": 0.5}, {"d_min": 3.0, "d_max": 2.0},
-                   {"d_min": float("nan")}):
+    for limits in (
+        {"d_min": 0.5},
+        {"d_min": 20.0},
+        {"d_max": 0.5},
+        {"d_min": 3.0, "d_max": 2.0},
+        {"d_min": float("nan")},
+    ):
         assert refused(library, MTZ, **limits).reason == "RESOLUTION_OUTSIDE_DATA"
 
 
 @pytest.mark.parametrize(
     ("cell", "group"),
-    [((4.87, 10.06, 32.0, 94.85, 90.26, 99.99), "P 1"), ((30, 40, 50, 90, 90, 90), "P 1"),
-     ((4.87, 10.06, 30.66, 94.85, 90.26, 99.99), "P -1")],
+    [
+        ((4.87, 10.06, 32.0, 94.85, 90.26, 99.99), "P 1"),
+        ((30, 40, 50, 90, 90, 90), "P 1"),
+        ((4.87, 10.06, 30.66, 94.85, 90.26, 99.99), "P -1"),
+    ],
 )
 def test_other_crystal_is_refused(library: RestraintLibrary, as_mtz, cell, group) -> None:
     other = symmetry.symmetry(unit_cell=cell, space_group_symbol=group)
@@ -150,9 +160,19 @@ def test_without_observations_is_refused(library: RestraintLibrary, as_mtz) -> N
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0" * 100, b"MTZ ", MTZ[: len(MTZ) // 2], MTZ[:-2000], MTZ[:40000] + MTZ[40016:],
-     MTZ.replace(b"NCOL ", b"NCOX "), b"hello", b"data_x\nloop_\n_refln.index_h",
-     b"data_x\n_refln.nothing 1\n", b"(dp0\nS'x'\np1\n."],
+    [
+        b"",
+        b"\0" * 100,
+        b"MTZ ",
+        MTZ[: len(MTZ) // 2],
+        MTZ[:-2000],
+        MTZ[:40000] + MTZ[40016:],
+        MTZ.replace(b"NCOL ", b"NCOX "),
+        b"hello",
+        b"data_x\nloop_\n_refln.index_h",
+        b"data_x\n_refln.nothing 1\n",
+        b"(dp0\nS'x'\np1\n.",
+    ],
 )
 def test_damaged_file_is_refused(library: RestraintLibrary, content: bytes) -> None:
     error = refused(library, content)

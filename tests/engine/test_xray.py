@@ -23,8 +23,9 @@ def jittered(model: BuiltModel) -> np.ndarray:
 @pytest.mark.parametrize("algorithm", ["fft", "direct"])
 @pytest.mark.parametrize(("target", "name"), [("ml", "ml"), ("ls", "ls_wunit_k1")])
 def test_equals_plain_cctbx(crystal: BuiltModel, algorithm: str, target: str, name: str) -> None:
-    arrays = {a.info().label_string(): a for a in
-              mtz.object(str(wheel_file(MTZ_7N2L))).as_miller_arrays()}
+    arrays = {
+        a.info().label_string(): a for a in mtz.object(str(wheel_file(MTZ_7N2L))).as_miller_arrays()
+    }
     flags = arrays["R-free-flags"]
     source = iotbx.pdb.input(str(wheel_file(PDB_7N2L)))
     hierarchy = source.construct_hierarchy()
@@ -34,8 +35,11 @@ def test_equals_plain_cctbx(crystal: BuiltModel, algorithm: str, target: str, na
     accuracy = mmtbx.f_model.sf_and_grads_accuracy_master_params.extract()
     accuracy.algorithm = algorithm
     manager = mmtbx.f_model.manager(
-        f_obs=f_obs, r_free_flags=flags.array(data=flags.data() == 0), xray_structure=structure,
-        sf_and_grads_accuracy_params=accuracy, target_name=name,
+        f_obs=f_obs,
+        r_free_flags=flags.array(data=flags.data() == 0),
+        xray_structure=structure,
+        sf_and_grads_accuracy_params=accuracy,
+        target_name=name,
     )
     manager.update_all_scales()
     functor = manager.target_functor()
@@ -123,14 +127,10 @@ def test_bad_sample_does_not_hurt_the_next(crystal: BuiltModel) -> None:
     bad[0] = np.nan
     with pytest.raises(SampleError):
         crystal.xray(bad)
-    np.testing.assert_array_equal(
-        crystal.xray().gradients["sites"], expected.gradients["sites"]
-    )
+    np.testing.assert_array_equal(crystal.xray().gradients["sites"], expected.gradients["sites"])
 
 
-def test_needs_no_restraint_library(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_needs_no_restraint_library(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bxmesh.server.geometry.engine.library._PACKAGE", "no_such_package")
     for variable in ("MMTBX_CCP4_MONOMER_LIB", "CLIBD_MON"):
         monkeypatch.delenv(variable, raising=False)

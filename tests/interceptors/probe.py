@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
+
 from bxmesh.client.tracing import tracing_interceptors
 from bxmesh.geometry.v1.bundle_pb2 import BundleChunk
 from bxmesh.server.interceptors import Authenticator, Authorizer, server_interceptors

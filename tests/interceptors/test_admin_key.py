@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+
 from bxmesh.server.security.admin_key import FILE_NAME, AdminKeyAuthenticator, load_or_create
 
 

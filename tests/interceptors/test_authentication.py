@@ -6,15 +6,15 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
 from bxmesh.client import errors as client_errors
 from bxmesh.client.errors import from_rpc_error
 from bxmesh.geometry.v1.bundle_pb2 import BundleChunk
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.security.identities import Identity
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
-
 from tests.interceptors.probe import KEY, METHOD, Context, probe
 
 pytestmark = pytest.mark.asyncio

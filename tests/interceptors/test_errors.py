@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import pydantic
 import pytest
+from google.rpc import error_details_pb2, status_pb2
+
 from bxmesh.client import errors as client_errors
 from bxmesh.client.errors import from_rpc_error
 from bxmesh.geometry.v1 import job_pb2
@@ -19,8 +21,6 @@ from bxmesh.geometry.v1.geometry_service_pb2_grpc import (
 )
 from bxmesh.server import errors
 from bxmesh.server.errors import MeshError
-from google.rpc import error_details_pb2, status_pb2
-
 from tests.interceptors.probe import AUTHORIZED, Context, probe
 
 pytestmark = pytest.mark.asyncio

@@ -7,13 +7,13 @@ from typing import Any
 
 import grpc
 import pytest
+
 from bxmesh.client import errors as client_errors
 from bxmesh.client.errors import from_rpc_error
 from bxmesh.geometry.v1 import bundle_pb2
 from bxmesh.geometry.v1.bundle_pb2 import BundleChunk
 from bxmesh.server.errors import MeshError
 from bxmesh.server.interceptors.validation import ValidationInterceptor
-
 from tests.interceptors.probe import AUTHORIZED, METHOD, Context, probe
 
 pytestmark = pytest.mark.asyncio

@@ -87,7 +87,11 @@ async def test_server_killed_bundles_and_queued_work_remain(state_dir: Path) -> 
             before = {b.bundle_id async for b in mesh.bundles.list()}
         left = children(server.pid)
         server.kill()
-        await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left if pid not in _valkeys(left)))
+        await until(
+            lambda: (
+                not any(Path(f"/proc/{pid}").exists() for pid in left if pid not in _valkeys(left))
+            )
+        )
         server.start()
         async with client(server) as mesh:
             assert before <= {b.bundle_id async for b in mesh.bundles.list()}

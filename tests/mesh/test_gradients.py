@@ -239,11 +239,13 @@ async def test_request_that_was_given_up_can_be_made_again(
 
 async def test_provenance(mesh: AsyncMesh) -> None:
     model = await mesh.create_model(
-        wheel_file(PDB_7N2L), wheel_file(MTZ_7N2L), restraints=[ETHANOL]
+        wheel_file(PDB_7N2L), wheel_file(MTZ_7N2L), restraints=[ETHANOL], include_atoms=True
     )
+    assert model.atoms is not None
     inputs = (model.macromolecule, model.reflections, *model.restraints)
     assert (await mesh.bundles.get(model.model_id)).derived_from == inputs
-    result = await mesh.gradients(model)
+    # Coordinates of its own, since the same content is one bundle, whatever it came from first.
+    result = await mesh.gradients(model, model.atoms.sites + 0.0625)
     (bundle_id,) = result.bundle_ids
     assert (await mesh.bundles.get(bundle_id)).derived_from == (model.model_id,)
 

@@ -58,9 +58,7 @@ async def traced_call(server: EmbeddedMesh, provider: TracerProvider, name: str)
     return f"{span.get_span_context().trace_id:032x}"
 
 
-async def test_one_trace_across_every_hop(
-    otlp: OtlpReceiver, client_spans: TracerProvider
-) -> None:
+async def test_one_trace_across_every_hop(otlp: OtlpReceiver, client_spans: TracerProvider) -> None:
     with start_mesh(1, **otlp.environment()) as server:
         trace_id = await traced_call(server, client_spans, "refine")
     spans = otlp.spans(trace_id)

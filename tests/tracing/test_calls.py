@@ -11,11 +11,11 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry import trace
+
 from bxmesh.geometry.v1.bundle_pb2 import BundleChunk
 from bxmesh.server import telemetry
 from bxmesh.server.errors import not_found, unavailable
-from opentelemetry import trace
-
 from tests.interceptors.probe import AUTHORIZED, KEY, METHOD, Context, probe
 from tests.tracing.otlp import OtlpReceiver, ReceivedSpan
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from bxmesh.server import telemetry
-from bxmesh.server.telemetry import Telemetry, configure
 from opentelemetry import trace
 
+from bxmesh.server import telemetry
+from bxmesh.server.telemetry import Telemetry, configure
 from tests.tracing.otlp import OtlpReceiver
 
 

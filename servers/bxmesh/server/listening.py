@@ -15,7 +15,7 @@ SERVER_FILE = "server.json"
 _LOOPBACK_NAMES = frozenset({"localhost", "::1", "[::1]"})
 
 
-class InsecureListen(ValueError):
+class InsecureListenError(ValueError):
     """Listening there without TLS would let others read keys and data."""
 
 
@@ -28,11 +28,11 @@ def is_local(address: str) -> bool:
 def add_port(server: grpc.aio.Server, address: str, settings: Settings) -> str:
     """Binds a server and returns the address with the port it got.
 
-    Raises InsecureListen for other than loopback without TLS, OSError when the address is taken.
+    Raises InsecureListenError for other than loopback without TLS, OSError when the address is taken.
     """
     credentials = _tls(settings)
     if credentials is None and not is_local(address) and not settings.allow_insecure:
-        raise InsecureListen(
+        raise InsecureListenError(
             f"{address} can be reached by others and TLS is off. Give --tls-certificate and --tls-key, "
             "listen on 127.0.0.1, or say --allow-insecure."
         )

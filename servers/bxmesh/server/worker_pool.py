@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import uuid
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
 from bxmesh.server.settings import Settings
 
@@ -26,10 +26,8 @@ _LONGEST_PAUSE = 30.0
 _GOOD_RUN = 60.0
 
 
-class OnDeath(Protocol):
-    """Told of a worker that died, so that its work goes on elsewhere at once."""
-
-    async def __call__(self, worker_id: str) -> None: ...
+OnDeath = Callable[[str], Awaitable[None]]
+"""Told the id of a worker that died, so that its work goes on elsewhere at once."""
 
 
 class WorkerPool:

@@ -17,7 +17,7 @@ _LENGTH = struct.Struct("<I")
 _M = TypeVar("_M", bound=Message)
 
 
-class FrameTooLarge(ConnectionError):
+class FrameTooLargeError(ConnectionError):
     """The other side sent a length that no message has."""
 
 
@@ -60,4 +60,4 @@ def receive_exactly(connection: socket.socket, size: int) -> bytearray | None:
 
 def _check(length: int) -> None:
     if length > MAX_FRAME_BYTES:
-        raise FrameTooLarge(f"a frame of {length} bytes")
+        raise FrameTooLargeError(f"a frame of {length} bytes")

@@ -72,6 +72,7 @@ class AuthenticationInterceptor(Interceptor):
         self._authorizer = authorizer
 
     async def around(self, call: Call, proceed: Proceed) -> Any:
+        """Lets the call through for a known identity that may make it."""
         if call.method.split("/")[1] not in _OPEN_SERVICES:
             identity = await self._authenticate(call)
             if not await self._authorizer.may_call(identity, call.method):

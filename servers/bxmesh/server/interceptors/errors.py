@@ -30,6 +30,7 @@ class ErrorsInterceptor(Interceptor):
     """
 
     async def around(self, call: Call, proceed: Proceed) -> Any:
+        """Turns what the handler raises into a rich status."""
         try:
             return await proceed()
         except MeshError as error:

@@ -49,6 +49,7 @@ class TracingInterceptor(Interceptor):
         )
 
     async def around(self, call: Call, proceed: Proceed) -> Any:
+        """Puts a server span around the call."""
         method = call.method.removeprefix("/")
         attributes = {"rpc.system.name": "grpc", "rpc.method": method}
         carrier = {key: str(value) for key, value in call.metadata if key in telemetry.CARRIER_KEYS}

@@ -32,10 +32,13 @@ class ValidationInterceptor(Interceptor):
         self._validator = protovalidate.Validator()
 
     async def around(self, call: Call, proceed: Proceed) -> Any:
+        """Checks each request message against the rules of the contract."""
         call.on_request = self._check
         return await proceed()
 
     def decoder(self, decode: Decode) -> Decode:
+        """Marks what cannot be decoded, so that `_check` refuses it."""
+
         # gRPC tells the caller of an exception here in its own words, before any interceptor.
         def decode_or_mark(data: bytes) -> Any:
             try:

@@ -180,7 +180,7 @@ class WorkQueue:
     async def outcome(self, item_id: str) -> work_pb2.WorkOutcome | None:
         """How an item ended, or None while it has not, or no longer is remembered."""
         with redis_errors():
-            data = await self.redis.get(self.keys.outcome(item_id))
+            data: Any = await self.redis.get(self.keys.outcome(item_id))
         try:
             return None if data is None else work_pb2.WorkOutcome.FromString(data)
         except DecodeError as error:
