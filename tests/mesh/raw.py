@@ -99,11 +99,18 @@ class RawSession:
     async def send(self, **message: Any) -> None:
         await self.call.write(gradients_pb2.StreamGradientsRequest(**message))
 
-    async def open(self, model_id: str = "", session_id: str = "", **options: Any) -> Any:
+    async def open(
+        self,
+        model_id: str = "",
+        session_id: str = "",
+        answered_step_id: int | None = None,
+        **options: Any,
+    ) -> Any:
         await self.send(
             open=gradients_pb2.OpenSession(
                 model_id=model_id,
                 session_id=session_id,
+                answered_step_id=answered_step_id,
                 options=gradients_pb2.GradientOptions(**options),
             )
         )

@@ -352,6 +352,42 @@ async def test_session_is_taken_up_by_its_name(lone: AsyncMesh, lone_mesh: Embed
         )
 
 
+async def test_step_sent_again_has_the_scales_of_its_time(
+    lone: AsyncMesh, lone_mesh: EmbeddedMesh
+) -> None:
+    model, sites = await crystal(lone)
+    near, far = noisy(sites), noisy(sites, sigma=0.3, seed=1)
+    options = {"target": gradients_pb2.TARGET_XRAY, "xray_target": gradients_pb2.XRAY_TARGET_LS}
+    async with raw(lone_mesh) as stubs:
+        async with stubs.session() as session:
+            opened = await session.open(model.model_id, **options)
+            await session.step(0, near)
+            await session.step(1, near)
+            await session.step(2, far, refresh_scales=True)
+            first, second, third = [await session.result() for _ in range(3)]
+        # As if only the first answer had arrived when the connection broke.
+        async with stubs.session() as session:
+            await session.open(session_id=opened.session_id, answered_step_id=0)
+            await session.step(1, near)
+            await session.step(2, far, refresh_scales=True)
+            assert (await session.result()).samples == second.samples
+            assert (await session.result()).samples == third.samples
+    assert first.samples == second.samples
+
+
+async def test_attached_session_is_not_forgotten() -> None:
+    with start_mesh(1, BXMESH_SESSION_IDLE="0.6") as server:
+        async with AsyncMesh(server.address, state_dir=server.state_dir) as mesh:
+            model, sites = await created(mesh)
+            async with mesh.session(model) as session:
+                await session.step(sites)
+                async with raw(server) as stubs:
+                    for _ in range(5):
+                        await asyncio.sleep(0.3)
+                        async with stubs.session() as other:
+                            await other.open(session_id=session.session_id)
+
+
 async def test_closed_session_is_forgotten(lone: AsyncMesh, lone_mesh: EmbeddedMesh) -> None:
     model, sites = await created(lone)
     async with lone.session(model) as session:

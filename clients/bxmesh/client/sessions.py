@@ -156,7 +156,12 @@ class AsyncSession:
 
     async def _attach(self) -> None:
         """Serves one stream to its end. Raises Unavailable when it breaks before any answer."""
-        opening = pb.OpenSession(session_id=self.session_id) if self.session_id else self._opening
+        opening = self._opening
+        if self.session_id:
+            opening = pb.OpenSession(session_id=self.session_id)
+            first = min(self._pending, default=self._next_step)
+            if first > 0:
+                opening.answered_step_id = first - 1
         outbox, inbox = Outbox(opening), Inbox()
         answered = False
         call = self._connection.geometry.StreamGradients(

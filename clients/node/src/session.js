@@ -167,7 +167,7 @@ export class Session {
     const answers = new StepAnswers();
     try {
       await this.#connection.held(call, this.#streams, async () => {
-        const open = this.#opened ? { sessionId: this.#opened.sessionId } : this.#opening;
+        const open = this.#opened ? this.#reopening() : this.#opening;
         call.write({ open });
         for await (const response of call) {
           if (response.opened) {
@@ -192,6 +192,12 @@ export class Session {
         traceId,
       });
     }
+  }
+
+  #reopening() {
+    const [first = this.#nextStep] = this.#unanswered.keys();
+    const answeredStepId = first > 0 ? first - 1 : undefined;
+    return { sessionId: this.#opened.sessionId, answeredStepId };
   }
 
   #settle({ stepId, error, evaluation }) {

@@ -250,6 +250,32 @@ class OpenSessionWorkResult(_message.Message):
 Global___OpenSessionWorkResult: _TypeAlias = OpenSessionWorkResult  # noqa: Y015
 
 @_typing.final
+class ScalesRefresh(_message.Message):
+    """ScalesRefresh says where X-ray scales were determined anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_ID_FIELD_NUMBER: _builtins.int
+    COORDINATES_FIELD_NUMBER: _builtins.int
+    step_id: _builtins.int
+    """The step that asked for it."""
+    coordinates: _builtins.str
+    """The bundle with its coordinates."""
+    def __init__(
+        self,
+        *,
+        step_id: _builtins.int = ...,
+        coordinates: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinates", b"coordinates", "step_id", b"step_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalesRefresh: _TypeAlias = ScalesRefresh  # noqa: Y015
+
+@_typing.final
 class SessionRecord(_message.Message):
     """SessionRecord is what the mesh remembers of a session, so that it can be re-attached anywhere."""
 
@@ -258,12 +284,10 @@ class SessionRecord(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
-    SCALES_COORDINATES_FIELD_NUMBER: _builtins.int
+    REFRESHES_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model's name."""
-    scales_coordinates: _builtins.str
-    """The bundle with the coordinates of the last scale refresh."""
     owner: _builtins.str
     """The identity that opened it."""
     @_builtins.property
@@ -274,18 +298,22 @@ class SessionRecord(_message.Message):
     def options(self) -> _gradients_pb2.GradientOptions:
         """What every step computes."""
 
+    @_builtins.property
+    def refreshes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalesRefresh]:
+        """Its last scale refreshes, in the order of their steps."""
+
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
         spec: _model_pb2.ModelSpec | None = ...,
         options: _gradients_pb2.GradientOptions | None = ...,
-        scales_coordinates: _builtins.str = ...,
+        refreshes: _abc.Iterable[Global___ScalesRefresh] | None = ...,
         owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "options", b"options", "owner", b"owner", "scales_coordinates", b"scales_coordinates", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "options", b"options", "owner", b"owner", "refreshes", b"refreshes", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

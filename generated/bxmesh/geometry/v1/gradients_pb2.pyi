@@ -736,10 +736,15 @@ class OpenSession(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    ANSWERED_STEP_ID_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model. Must be set unless session_id is."""
     session_id: _builtins.str
     """Re-attaches to this session after a lost connection: its options and its frozen scales hold on."""
+    answered_step_id: _builtins.int
+    """When re-attaching, the last step whose answer has arrived. What came after it is computed again, with
+    the scales that held then.
+    """
     @_builtins.property
     def options(self) -> Global___GradientOptions:
         """What every step computes."""
@@ -750,12 +755,15 @@ class OpenSession(_message.Message):
         model_id: _builtins.str = ...,
         options: Global___GradientOptions | None = ...,
         session_id: _builtins.str = ...,
+        answered_step_id: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answered_step_id", b"_answered_step_id", "answered_step_id", b"answered_step_id", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "options", b"options", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answered_step_id", b"_answered_step_id", "answered_step_id", b"answered_step_id", "model_id", b"model_id", "options", b"options", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__answered_step_id: _TypeAlias = _typing.Literal["answered_step_id"]  # noqa: Y015
+    _WhichOneofArgType__answered_step_id: _TypeAlias = _typing.Literal["_answered_step_id", b"_answered_step_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__answered_step_id) -> _WhichOneofReturnType__answered_step_id | None: ...
 
 Global___OpenSession: _TypeAlias = OpenSession  # noqa: Y015
 

@@ -40,9 +40,9 @@ def load_coordinates(store: BundleStore, bundle_id: str) -> NDArray[Any]:
 
 
 def save_coordinates(
-    store: BundleStore, array: NDArray[Any], *, lifetime: timedelta, owner: str = ""
+    store: BundleStore, array: NDArray[Any], *, lifetime: timedelta | None = None
 ) -> str:
-    """Stores an array for a while; returns the bundle's id."""
+    """Stores an array, by default as long as an upload; returns the bundle's id."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array))
@@ -50,7 +50,6 @@ def save_coordinates(
     with store.writer(
         bundle_pb2.BUNDLE_KIND_COORDINATES,
         media_type="application/x-npy",
-        owner=owner,
         lifetime=lifetime,
         durable=False,
     ) as writer:

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
+from redis.exceptions import RedisError
 
 from bxmesh.geometry.v1 import geometry_work_pb2, gradients_pb2
 from bxmesh.server.errors import (
@@ -27,12 +28,14 @@ from bxmesh.server.geometry import frames
 from bxmesh.server.geometry.agent.capabilities import OPEN_SESSION
 from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
 from bxmesh.server.streams import CONNECTION_ERRORS
+from bxmesh.server.streams.tasks import end_tasks
 
 _Request = gradients_pb2.StreamGradientsRequest
 _Response = gradients_pb2.StreamGradientsResponse
 
 _MOST_UNANSWERED = 32
 _MOST_UNANSWERED_BYTES = 64 * 1024 * 1024
+_NEVER = 2**63 - 1
 _READ_LIMIT = 1024 * 1024
 _MOST_WORKERS = 5
 _WORKER_GONE = (asyncio.IncompleteReadError, ConnectionError)
@@ -77,7 +80,7 @@ class _Session:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._occupied = contextlib.ExitStack()
-        self._touched = time.monotonic()
+        self._first_step = _NEVER
         self.opened = gradients_pb2.SessionOpened()
 
     async def begin(self, request: gradients_pb2.OpenSession) -> None:
@@ -91,6 +94,8 @@ class _Session:
                     reason="SESSION_NOT_FOUND",
                 )
             self._session_id, self._record = request.session_id, record
+            if request.HasField("answered_step_id"):
+                self._first_step = request.answered_step_id + 1
         elif request.model_id:
             self._session_id = uuid.uuid4().hex
             self._record = geometry_work_pb2.SessionRecord(
@@ -112,6 +117,7 @@ class _Session:
     async def relay(self, requests: AsyncIterator[_Request]) -> AsyncGenerator[_Response, None]:
         """Passes messages on in both directions until the client has ended and all is answered."""
         sender = asyncio.create_task(self._send_all(requests))
+        keeper = asyncio.create_task(self._keep())
         lost = 0
         try:
             while True:
@@ -129,12 +135,10 @@ class _Session:
                 if response.HasField("result"):
                     lost = 0
                     self._note_answer(response.result)
-                    await self._touch()
                 yield response
         finally:
-            sender.cancel()
-            with contextlib.suppress(asyncio.CancelledError, MeshError):
-                await sender
+            await end_tasks(sender, keeper)
+            await asyncio.gather(sender, return_exceptions=True)
 
     async def aclose(self) -> None:
         """Hangs up; the worker stops after the sample it is at."""
@@ -200,14 +204,21 @@ class _Session:
         while self._unanswered and self._unanswered[0][0] <= result.step_id:
             _, sent = self._unanswered.popleft()
             self._unanswered_bytes -= sum(map(len, sent))
+        self._first_step = result.step_id + 1
         self._room.set()
 
-    async def _touch(self) -> None:
-        now = time.monotonic()
-        if now - self._touched > self._mesh.sessions.idle_seconds / 10:
-            self._touched = now
-            with contextlib.suppress(*CONNECTION_ERRORS):
+    async def _keep(self) -> None:
+        """Keeps the session's record while a client is attached, busy or not."""
+        while True:
+            await asyncio.sleep(self._mesh.sessions.idle_seconds / 3)
+            with contextlib.suppress(*CONNECTION_ERRORS, RedisError):
                 await self._mesh.sessions.touch(self._session_id)
+
+    def _scales(self) -> str:
+        """The coordinates whose scales hold at the first step that the worker will see."""
+        first = self._unanswered[0][0] if self._unanswered else self._first_step
+        held = [each for each in self._record.refreshes if each.step_id < first]
+        return held[-1].coordinates if held else ""
 
     async def _replace_worker(self, lost: int) -> None:
         if lost > _MOST_WORKERS:
@@ -259,7 +270,7 @@ class _Session:
             model_id=record.model_id,
             spec=record.spec,
             options=record.options,
-            scales_coordinates=record.scales_coordinates,
+            scales_coordinates=self._scales(),
         )
         deadline = mesh.deadline(self._context)
         if deadline <= time.time():

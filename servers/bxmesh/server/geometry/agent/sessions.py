@@ -56,6 +56,8 @@ _log = logging.getLogger(__name__)
 _tracer = trace.get_tracer("bxmesh.engine")
 
 _CONNECT_SECONDS = 10.0
+# More than the steps that a client may have under way.
+_MOST_REFRESHES = 64
 _INLINE_BYTES = 2 * 1024 * 1024
 
 
@@ -206,18 +208,24 @@ class SessionServer:
                 self._connections.discard(connection)
             connection.close()
 
-    def _remember_scales(self, work: geometry_work_pb2.OpenSessionWork, sites: Array) -> None:
-        lifetime = timedelta(seconds=2 * self._records.idle_seconds)
-        bundle_id = save_coordinates(self._store, sites, lifetime=lifetime)
-        future = asyncio.run_coroutine_threadsafe(
-            self._note_scales(work.session_id, bundle_id), self._loop
+    def _remember_scales(
+        self, work: geometry_work_pb2.OpenSessionWork, step_id: int, sites: Array
+    ) -> None:
+        refresh = geometry_work_pb2.ScalesRefresh(
+            step_id=step_id, coordinates=save_coordinates(self._store, sites)
         )
-        future.result(timeout=_CONNECT_SECONDS)
+        noted = asyncio.run_coroutine_threadsafe(
+            self._note_scales(work.session_id, refresh), self._loop
+        )
+        noted.result(timeout=_CONNECT_SECONDS)
 
-    async def _note_scales(self, session_id: str, bundle_id: str) -> None:
+    async def _note_scales(self, session_id: str, refresh: geometry_work_pb2.ScalesRefresh) -> None:
         record = await self._records.load(session_id)
         if record is not None:
-            record.scales_coordinates = bundle_id
+            # A step that is computed again replaces what it, and those after it, had left.
+            kept = [each for each in record.refreshes if each.step_id < refresh.step_id]
+            del record.refreshes[:]
+            record.refreshes.extend([*kept[-_MOST_REFRESHES:], refresh])
             await self._records.save(session_id, record)
 
 
@@ -303,7 +311,7 @@ class _Session:
         try:
             samples = engine_call(lambda: as_samples(coordinates, self._atoms))
             if step.refresh_scales:
-                self._refresh_scales(samples[0])
+                self._refresh_scales(step.step_id, samples[0])
             values, arrays = self._compute(samples, coordinates)
         except MeshError as error:
             self._refuse(step.step_id, error)
@@ -317,10 +325,10 @@ class _Session:
         else:
             self._send_result(step.step_id, values, arrays)
 
-    def _refresh_scales(self, sites: Array) -> None:
+    def _refresh_scales(self, step_id: int, sites: Array) -> None:
         with self._models.lock:
             self._evaluation.refresh_scales(sites)
-        self._remember_scales(self._work, sites)
+        self._remember_scales(self._work, step_id, sites)
 
     def _compute(
         self, samples: Array, coordinates: Array
