@@ -17,7 +17,6 @@ from redis.exceptions import RedisError
 
 from bxmesh.geometry.v1 import geometry_work_pb2, gradients_pb2
 from bxmesh.server.errors import (
-    MeshError,
     deadline_exceeded,
     invalid_argument,
     not_found,

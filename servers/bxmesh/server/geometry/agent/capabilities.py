@@ -1,4 +1,4 @@
-"""What a geometry worker offers, under which others find it."""
+"""What a geometry worker offers, under which others find it, and the kinds of work it takes."""
 
 QUEUE = "geometry"
 AGENT_TYPE = "geometry.worker"

@@ -19,7 +19,7 @@ from bxmesh.server.geometry.agent.capabilities import (
     CAPABILITIES,
     OPEN_SESSION,
 )
-from bxmesh.server.geometry.agent.sessions import SessionServer
+from bxmesh.server.geometry.agent.session_server import SessionServer
 from bxmesh.server.geometry.agent.warm_models import WarmModels
 from bxmesh.server.geometry.engine import RestraintLibrary
 from bxmesh.server.geometry.queue import queue_options
