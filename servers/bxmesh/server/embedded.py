@@ -56,7 +56,12 @@ class EmbeddedMesh:
         return self._process.pid
 
     def __enter__(self) -> EmbeddedMesh:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            self._clean_up()
+            raise
         return self
 
     def __exit__(
@@ -66,8 +71,7 @@ class EmbeddedMesh:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._clean_up()
 
     def start(self) -> None:
         """Starts the server and waits until it listens; raises EmbeddedMeshError."""
@@ -81,25 +85,33 @@ class EmbeddedMesh:
                     "-m",
                     "bxmesh.server.cli",
                     "serve",
+                    "--with-parent",
                     "--workers",
                     str(self._workers),
                     *listen,
                     *self._arguments,
                 ],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=self._environment,
+                # It ends when this process does, by its standard input, and not by the terminal.
+                start_new_session=True,
             )
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
+                self.stop()
                 raise EmbeddedMeshError(self._failure("The mesh ended while it started"))
             if self._listens():
                 return
             time.sleep(0.02)
         self.stop()
         raise EmbeddedMeshError(self._failure("The mesh did not start in time"))
+
+    def _clean_up(self) -> None:
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
     def _listens(self) -> bool:
         try:
@@ -115,10 +127,10 @@ class EmbeddedMesh:
 
     def kill(self) -> None:
         """Kills the server process as with kill -9, and nothing else."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            _reap(process)
 
     def stop(self) -> None:
         """Stops the server as SIGTERM does."""
@@ -130,4 +142,10 @@ class EmbeddedMesh:
             process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+        _reap(process)
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()

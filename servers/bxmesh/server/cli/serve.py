@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,8 @@ _EPILOG = (
 @click.option("--reflection/--no-reflection", default=None, help="Tell anyone the services.")
 @click.option("--trace", metavar="console|FILE", help="Write traces for people.")
 @click.option("--prometheus-port", type=int, metavar="PORT", help="Serve metrics on loopback.")
-def serve(services: str | None, listen: str | None, **options: Any) -> None:
+@click.option("--with-parent", is_flag=True, hidden=True, help="Stop when standard input ends.")
+def serve(services: str | None, listen: str | None, with_parent: bool, **options: Any) -> None:
     """Serve the mesh until it is interrupted."""
     values = {name: value for name, value in options.items() if value is not None}
     if services is not None:
@@ -54,12 +57,12 @@ def serve(services: str | None, listen: str | None, **options: Any) -> None:
         settings.listen = f"unix:{settings.run_dir}/bxmesh.sock" if listen == "unix:" else listen
     configure_logging("server")
     try:
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, with_parent))
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, with_parent: bool) -> None:
     from bxmesh.server.app import serve as start
     from bxmesh.server.telemetry import configure
 
@@ -70,6 +73,11 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if with_parent:
+        # A daemon, so that it does not keep the process: nothing else ends a read of a pipe.
+        threading.Thread(
+            target=lambda: (sys.stdin.read(), loop.call_soon_threadsafe(stop.set)), daemon=True
+        ).start()
     try:
         async with start(settings) as server:
             click.echo(
