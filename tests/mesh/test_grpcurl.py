@@ -67,8 +67,8 @@ async def test_calls_with_a_key(shared_mesh: EmbeddedMesh) -> None:
     )
     assert status == 0, output
     agents = json.loads(output)["agents"]
-    print(output)
-    assert {agent["agentType"] for agent in agents} == {"geometry.worker"}
+    # Reflection in Python leaves JSON names out, so grpcurl shows those of the contract.
+    assert {agent["agent_type"] for agent in agents} == {"geometry.worker"}
 
 
 async def test_refused_without_a_key(shared_mesh: EmbeddedMesh) -> None:
