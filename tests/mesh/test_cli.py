@@ -11,6 +11,7 @@ import sys
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ class Home:
             stderr=asyncio.subprocess.PIPE,
             env=self.environment,
             cwd=self.directory,
+            # A test run in the background ignores interrupts, and so would what it starts.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
     async def run(self, *arguments: object) -> Ended:
