@@ -11,7 +11,6 @@ import sys
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,12 @@ from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, wheel_bytes, wheel_
 from tests.mesh.raw import noisy
 from tests.processes import until
 
+# Tests that run in the background ignore interrupts, and so would what they start.
+INTERRUPTIBLE = (
+    "import os, signal, sys\n"
+    "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
 BXMESH = Path(sys.executable).parent / "bxmesh"
 PDB, DATA, PEPTIDE = (str(wheel_file(path)) for path in (PDB_7N2L, MTZ_7N2L, PDB_1YJP))
 TERMS = {"bond", "angle", "dihedral", "chirality", "planarity", "nonbonded"}
@@ -77,6 +82,7 @@ class Home:
 
     async def start(self, *arguments: object) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", INTERRUPTIBLE),
             BXMESH,
             *map(str, arguments),
             stdin=asyncio.subprocess.DEVNULL,
@@ -84,8 +90,6 @@ class Home:
             stderr=asyncio.subprocess.PIPE,
             env=self.environment,
             cwd=self.directory,
-            # A test run in the background ignores interrupts, and so would what it starts.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
     async def run(self, *arguments: object) -> Ended:

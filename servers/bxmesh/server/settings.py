@@ -6,9 +6,9 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bxmesh.client.endpoint import state_directory
@@ -25,6 +25,19 @@ def _cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "bxmesh"
 
 
+def _address(value: str) -> str:
+    if value and not value.startswith("unix:"):
+        host, _, port = value.rpartition(":")
+        if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise ValueError(
+                f"{value!r} is neither HOST:PORT, with a port up to 65535, nor unix:PATH"
+            )
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
 class Settings(BaseSettings):
     """The settings of one `bxmesh serve`. Sizes are in bytes, times in seconds."""
 
@@ -34,9 +47,9 @@ class Settings(BaseSettings):
     """Where the admin key, the bundles and the embedded Valkey's data live."""
     cache_dir: Path = Field(default_factory=_cache_directory)
     """Where what can be made again is kept, such as the restraint library made ready."""
-    listen: str = "127.0.0.1:50051"
+    listen: Address = "127.0.0.1:50051"
     """HOST:PORT (port 0 takes a free one) or unix:PATH."""
-    admin_listen: str = ""
+    admin_listen: Address = ""
     """HOST:PORT or unix:PATH for channelz; empty means a unix socket in the state directory."""
     services: tuple[Service, ...] = SERVICES
     """Which services this process offers; `workers` starts geometry workers beside it."""
@@ -75,6 +88,9 @@ class Settings(BaseSettings):
     calculation_timeout: float = Field(default=3600.0, gt=0)
     """The most time a calculation gets when its caller sets no deadline."""
 
+    max_share_seconds: float = Field(default=600.0, gt=0)
+    """The most time that a share of a calculation may take before its worker is replaced."""
+
     warm_models: int = Field(default=16, ge=1)
     """Built models that a worker keeps."""
     warm_bytes: int = Field(default=4 * 1024**3, gt=0)
@@ -87,7 +103,7 @@ class Settings(BaseSettings):
     """Sessions that a worker serves at a time."""
     session_idle: float = Field(default=900.0, gt=0)
     """How long an unused session is remembered."""
-    session_listen: str = ""
+    session_listen: Address = ""
     """Where workers serve sessions: empty means a unix socket, HOST:0 when servers are on other hosts."""
 
     trace: str = ""

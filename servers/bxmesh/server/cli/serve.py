@@ -45,6 +45,8 @@ _EPILOG = (
 def serve(services: str | None, listen: str | None, with_parent: bool, **options: Any) -> None:
     """Serve the mesh until it is interrupted."""
     values = {name: value for name, value in options.items() if value is not None}
+    if listen is not None and listen != "unix:":
+        values["listen"] = listen
     if services is not None:
         values["services"] = tuple(part.strip() for part in services.split(",") if part.strip())
     try:
@@ -52,9 +54,9 @@ def serve(services: str | None, listen: str | None, with_parent: bool, **options
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise click.UsageError("\n".join(lines)) from None
-    if listen is not None:
-        # A bare "unix:" is a socket in the state directory.
-        settings.listen = f"unix:{settings.run_dir}/bxmesh.sock" if listen == "unix:" else listen
+    if listen == "unix:":
+        # Without a path it is a socket in the state directory.
+        settings.listen = f"unix:{settings.run_dir}/bxmesh.sock"
     configure_logging("server")
     try:
         asyncio.run(_serve(settings, with_parent))

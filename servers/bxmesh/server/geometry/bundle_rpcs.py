@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeVar
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from bxmesh.geometry.v1 import bundle_pb2
 from bxmesh.geometry.v1.bundle_pb2 import (
     Bundle,
     BundleChunk,
@@ -39,6 +40,15 @@ from ..interceptors.authentication import current_identity
 __all__ = ["BundleLimits", "BundleRpcs"]
 
 _DEFAULT_PAGE_SIZE = 100
+_UPLOADED_KINDS = frozenset(
+    {
+        bundle_pb2.BUNDLE_KIND_MACROMOLECULE,
+        bundle_pb2.BUNDLE_KIND_REFLECTIONS,
+        bundle_pb2.BUNDLE_KIND_RESTRAINTS,
+        bundle_pb2.BUNDLE_KIND_COORDINATES,
+        bundle_pb2.BUNDLE_KIND_MAP,
+    }
+)
 _WRITE_BYTES = 1024 * 1024
 _READAHEAD_BYTES = 8 * 1024 * 1024
 _CANCELLATION_SECONDS = 0.01
@@ -144,6 +154,12 @@ class BundleRpcs:
         return DeleteBundleResponse()
 
     def _begin(self, header: UploadBundleHeader) -> Callable[[], BundleWriter]:
+        if header.kind not in _UPLOADED_KINDS:
+            raise invalid_argument(
+                "header.kind",
+                f"{bundle_pb2.BundleKind.Name(header.kind)} is made by the mesh only.",
+                reason="KIND_NOT_UPLOADED",
+            )
         owner = current_identity().id
         lifetime = _lifetime(header.lifetime) if header.HasField("lifetime") else None
         return lambda: self._store.writer(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import math
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator
@@ -30,6 +32,7 @@ _MOST_SAMPLES_PER_SHARE = 256
 _SHARES_AHEAD_PER_WORKER = 3
 # What is larger goes through the store, so that the append-only file of Redis stays small.
 _INLINE_BYTES = 64 * 1024
+_LEAST_ITEM_BYTES = 4
 
 
 @dataclass
@@ -118,12 +121,12 @@ class GradientRpcs:
                     work.coordinates.tensor.CopyFrom(tensor)
             except TensorError as error:
                 raise invalid_argument("coordinates", str(error), reason=error.reason) from error
+        if source is not None:
+            _check_shape(shape, mesh.settings.max_batch_bytes)
         batched = len(shape) == 3
-        if batched and not shape[0]:
-            raise invalid_argument("coordinates", "the batch is empty.", reason="COORDINATES_SHAPE")
         return _Call(
             work,
-            f"{caller()}:gradients:{request.request_id}" if request.request_id else "",
+            _request_key(request.request_id, work),
             mesh.deadline(context),
             chunk_bytes_or_default(request.chunk_bytes),
             shape[0] if batched else 1,
@@ -170,6 +173,30 @@ class GradientRpcs:
         with self._mesh.store.open(result.bundle_id) as content:
             for spec in result.tensors:
                 yield from _chunks(call, spec, result.samples[0].sample, content)
+
+
+def _check_shape(shape: tuple[int, ...], max_bytes: int) -> None:
+    """Raises MeshError for what is neither [N, 3] nor [B, N, 3], for nothing, and for too much."""
+    if len(shape) not in (2, 3) or shape[-1] != 3 or not all(shape):
+        raise invalid_argument(
+            "coordinates",
+            f"their shape is {list(shape)}; it must be [N, 3] or [B, N, 3].",
+            reason="COORDINATES_SHAPE",
+        )
+    if math.prod(shape) * _LEAST_ITEM_BYTES > max_bytes:
+        raise invalid_argument(
+            "coordinates",
+            f"the batch is too large; {max_bytes} bytes are the most at once.",
+            reason="COORDINATES_TOO_LARGE",
+        )
+
+
+def _request_key(request_id: str, work: geometry_work_pb2.GradientsWork) -> str:
+    # With the content, so that an id used again for something else never gets the first answer.
+    if not request_id:
+        return ""
+    content = hashlib.sha256(work.SerializeToString(deterministic=True)).hexdigest()
+    return f"{caller()}:gradients:{request_id}:{content}"
 
 
 def _shares(call: _Call) -> list[tuple[int, int]]:

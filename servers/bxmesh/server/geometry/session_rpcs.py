@@ -13,10 +13,10 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
-from redis.exceptions import RedisError
 
 from bxmesh.geometry.v1 import geometry_work_pb2, gradients_pb2
 from bxmesh.server.errors import (
+    MeshError,
     deadline_exceeded,
     invalid_argument,
     not_found,
@@ -26,7 +26,6 @@ from bxmesh.server.errors import (
 from bxmesh.server.geometry import frames
 from bxmesh.server.geometry.agent.capabilities import OPEN_SESSION
 from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
-from bxmesh.server.streams import CONNECTION_ERRORS
 from bxmesh.server.streams.tasks import end_tasks
 
 _Request = gradients_pb2.StreamGradientsRequest
@@ -143,7 +142,7 @@ class _Session:
         """Hangs up; the worker stops after the sample it is at."""
         self._hang_up()
         if self._closing:
-            with contextlib.suppress(*CONNECTION_ERRORS):
+            with contextlib.suppress(MeshError):
                 await self._mesh.sessions.forget(self._session_id)
 
     async def _send_all(self, requests: AsyncIterator[_Request]) -> None:
@@ -210,7 +209,7 @@ class _Session:
         """Keeps the session's record while a client is attached, busy or not."""
         while True:
             await asyncio.sleep(self._mesh.sessions.idle_seconds / 3)
-            with contextlib.suppress(*CONNECTION_ERRORS, RedisError):
+            with contextlib.suppress(MeshError):
                 await self._mesh.sessions.touch(self._session_id)
 
     def _scales(self) -> str:

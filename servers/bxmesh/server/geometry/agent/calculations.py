@@ -75,7 +75,7 @@ class Calculations:
     def _create_model(
         self, work: geometry_work_pb2.CreateModelWork, steps: Steps
     ) -> geometry_work_pb2.CreateModelWorkResult:
-        with self._models.lock:
+        with self._models.held():
             model = self._models.get(work.spec, steps)
             summary = model.summary
             library = engine_call(self._library.describe) if not summary.unknown_residues else None
@@ -111,7 +111,7 @@ class Calculations:
         coordinates = self._coordinates(work)
         # Held for the whole share, short as it is, and while the result is stored too: a thread
         # that wants the interpreter while another one is in cctbx waits a whole evaluation each time.
-        with self._models.lock:
+        with self._models.held():
             evaluation = Evaluation(self._models.get(work.spec, steps), work.options)
             evaluation.prepare(steps)
             with steps.step("gradients"):

@@ -134,7 +134,7 @@ class Session:
             self._send_result(step.step_id, values, arrays)
 
     def _refresh_scales(self, step_id: int, sites: Array) -> None:
-        with self._models.lock:
+        with self._models.held():
             self._evaluation.refresh_scales(sites)
         self._remember_scales(self._work, step_id, sites)
 

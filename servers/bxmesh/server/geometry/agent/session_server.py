@@ -124,7 +124,7 @@ class SessionServer:
             worker_id=self._worker_id,
             engine=gradients_pb2.ENGINE_CCTBX,
         )
-        with self._models.lock:
+        with self._models.held():
             evaluation = Evaluation(self._models.get(work.spec, steps), work.options)
             if work.scales_coordinates:
                 sites = load_coordinates(self._store, work.scales_coordinates)

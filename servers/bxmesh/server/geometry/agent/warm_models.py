@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import gc
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from bxmesh.geometry.v1 import model_pb2
 from bxmesh.server.bundles import BundleStore
-from bxmesh.server.errors import invalid_argument
 from bxmesh.server.geometry.agent.steps import Steps
 from bxmesh.server.geometry.conversions import error_of, model_options
 from bxmesh.server.geometry.engine import EngineError, ModelInputs, RestraintLibrary
 from bxmesh.server.geometry.engine.model import BuiltModel, build
 from bxmesh.server.geometry.inputs import naming
+
+_BUILD_SECONDS = 30.0
+_BUILD_SECONDS_PER_MEGABYTE = 10.0
 
 
 class WarmModels:
@@ -33,6 +37,7 @@ class WarmModels:
         most_models: int,
         most_bytes: int,
         most_atoms: int,
+        most_seconds: float,
     ) -> None:
         self.lock = threading.RLock()
         self._store = store
@@ -40,6 +45,7 @@ class WarmModels:
         self._most_models = most_models
         self._most_bytes = most_bytes
         self._most_atoms = most_atoms
+        self._most_seconds = most_seconds
         self._models: OrderedDict[str, BuiltModel] = OrderedDict()
 
     def __len__(self) -> int:
@@ -53,6 +59,20 @@ class WarmModels:
         with self.lock:
             self._library.load()
             _freeze()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds `lock` for a calculation, which ends the process when it takes far too long.
+
+        Nothing else interrupts cctbx. The work is then a vanished worker's: it is tried again a few
+        times, and given up.
+        """
+        with self.lock:
+            _limit(self._most_seconds)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
 
     def get(self, spec: model_pb2.ModelSpec, steps: Steps) -> BuiltModel:
         """The built model of a spec; call it, and use what it returns, while holding `lock`.
@@ -82,13 +102,13 @@ class WarmModels:
                 ),
                 options=model_options(spec.options),
             )
-        model = engine_call(lambda: build(inputs, self._library, steps.step))
-        if len(model.atoms) > self._most_atoms:
-            raise invalid_argument(
-                "macromolecule",
-                f"the model has {len(model.atoms)} atoms; this mesh takes {self._most_atoms}.",
-                reason="MODEL_TOO_LARGE",
-            )
+        size = len(inputs.macromolecule) + len(inputs.reflections or b"")
+        size += sum(map(len, inputs.restraints))
+        _limit(_BUILD_SECONDS + size / 1e6 * _BUILD_SECONDS_PER_MEGABYTE)
+        model = engine_call(
+            lambda: build(inputs, self._library, steps.step, most_atoms=self._most_atoms)
+        )
+        _limit(self._most_seconds)
         return model
 
     def _read(self, bundle_id: str, name: str) -> bytes:
@@ -112,6 +132,11 @@ def engine_call(call: Callable[[], _T]) -> _T:
         return call()
     except EngineError as error:
         raise error_of(error) from error
+
+
+def _limit(seconds: float) -> None:
+    # Its thread needs no interpreter, which cctbx may not give away for hours.
+    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def _freeze() -> None:

@@ -55,6 +55,7 @@ class GeometryWorker:
             most_models=settings.warm_models,
             most_bytes=settings.warm_bytes,
             most_atoms=settings.max_atoms,
+            most_seconds=settings.max_share_seconds,
         )
         calculations = Calculations(
             worker_id,

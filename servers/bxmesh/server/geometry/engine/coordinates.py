@@ -9,6 +9,11 @@ from bxmesh.server.geometry.engine.types import Floats, SampleCheck, SampleStatu
 MAX_ABSOLUTE = 1.0e4
 """Å from the origin, on any axis."""
 _COINCIDENT = 1.0e-6
+# A crystal has some 15 atoms, with hydrogens and alternative locations some 40, in 5 Å cubed. Up to
+# the number below even all pairs are few enough.
+_CELL = 5.0
+_MOST_PER_CELL = 500
+_NEVER_CROWDED = 3000
 
 _OK = SampleCheck(SampleStatus.OK)
 
@@ -56,7 +61,24 @@ def check_sample(sites: Floats) -> SampleCheck:
         return SampleCheck(
             SampleStatus.DEGENERATE, "All atoms are in the same place: gradients are undefined."
         )
+    if is_crowded(sites):
+        return SampleCheck(
+            SampleStatus.FAILED,
+            f"More than {_MOST_PER_CELL} atoms share {_CELL:g} Å: too many pairs of neighbours.",
+        )
     return _OK
+
+
+def is_crowded(sites: Floats) -> bool:
+    """Return whether so many atoms share a place that pairs of neighbours would fill the memory."""
+    if len(sites) <= _NEVER_CROWDED:
+        return False
+    cells = ((sites - sites.min(axis=0)) / _CELL).astype(np.int64)
+    spans = cells.max(axis=0) + 1
+    if np.prod(spans, dtype=float) > 2**62:
+        return False
+    keys = (cells[:, 0] * spans[1] + cells[:, 1]) * spans[2] + cells[:, 2]
+    return bool(np.unique(keys, return_counts=True)[1].max() > _MOST_PER_CELL)
 
 
 def _extent(sites: Floats) -> float:

@@ -11,7 +11,7 @@ from bxmesh.server.geometry.engine import (  # isort: skip  (the first guards th
     reflections,
     restraints,
 )
-from bxmesh.server.geometry.engine.coordinates import check_sample
+from bxmesh.server.geometry.engine.coordinates import check_sample, is_crowded
 from bxmesh.server.geometry.engine.errors import EngineError, SampleError
 from bxmesh.server.geometry.engine.library import RestraintLibrary
 from bxmesh.server.geometry.engine.types import (
@@ -42,21 +42,42 @@ def untraced(name: str) -> AbstractContextManager[None]:
 
 
 def build(
-    inputs: ModelInputs, library: RestraintLibrary, on_step: StepFactory = untraced
+    inputs: ModelInputs,
+    library: RestraintLibrary,
+    on_step: StepFactory = untraced,
+    *,
+    most_atoms: int | None = None,
 ) -> "BuiltModel":
-    """Read the files of a model; raises EngineError.
+    """Read the files of a model; raises EngineError, also for more than `most_atoms`.
 
     `on_step(name)` is entered around each step: parse and read_reflections here,
     build_restraints, scale, energies and xray_target later.
     """
     with on_step("parse"):
         molecule = macromolecule.read(inputs.macromolecule)
+        _refuse_unbounded(molecule, most_atoms)
         dictionaries = restraints.read_dictionaries(inputs.restraints)
     data = None
     if inputs.reflections is not None:
         with on_step("read_reflections"):
             data = reflections.read(inputs.reflections, molecule.symmetry, inputs.options)
     return BuiltModel(inputs, library, molecule, dictionaries, data, on_step)
+
+
+def _refuse_unbounded(molecule: macromolecule.Macromolecule, most_atoms: int | None) -> None:
+    atoms = molecule.atoms
+    if most_atoms is not None and len(atoms) > most_atoms:
+        raise EngineError(
+            "MODEL_TOO_LARGE",
+            f"The macromolecule has {len(atoms)} atoms; {most_atoms} is the most here.",
+            field="macromolecule",
+        )
+    if is_crowded(atoms.sites):
+        raise EngineError(
+            "MODEL_TOO_DENSE",
+            "Hundreds of atoms of the macromolecule are in one place; give it real coordinates.",
+            field="macromolecule",
+        )
 
 
 class BuiltModel:
