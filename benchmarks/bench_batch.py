@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import time
+from multiprocessing.synchronize import Event
 
 import numpy as np
 
 from benchmarks.bare import UBF, BareGeometry, gradients_per_second, jittered, wheel_file
 from benchmarks.figures import Figure
-from bxmesh.client import AsyncMesh
+from bxmesh.client import AsyncMesh, Model
 from bxmesh.server.embedded import EmbeddedMesh
 
 SECONDS = 5.0
@@ -18,12 +19,12 @@ CONFORMERS = 32
 IN_FLIGHT = 3
 
 
-def _bare(queue: multiprocessing.Queue[float], start: multiprocessing.Event) -> None:  # type: ignore[valid-type]
+def _bare(queue: multiprocessing.Queue[float], start: Event) -> None:
     from benchmarks.bare import prepare_library
 
     prepare_library()
     BareGeometry(UBF)
-    start.wait()  # type: ignore[attr-defined]
+    start.wait()
     queue.put(gradients_per_second(UBF, SECONDS))
 
 
@@ -62,8 +63,6 @@ def run() -> list[Figure]:
 
 
 async def _mesh() -> tuple[float, float]:
-    from bxmesh.tensors import to_message  # noqa: F401 - loaded before the clock starts
-
     with EmbeddedMesh(workers=2) as server:
         async with AsyncMesh(server.address, state_dir=server.state_dir) as mesh:
             model = await mesh.create_model(wheel_file(UBF), include_atoms=True)
@@ -72,18 +71,18 @@ async def _mesh() -> tuple[float, float]:
             return await _rate(mesh, model, batch), await _rate(mesh, model, batch.astype("f4"))
 
 
-async def _rate(mesh: AsyncMesh, model: object, batch: np.ndarray) -> float:
+async def _rate(mesh: AsyncMesh, model: Model, batch: np.ndarray) -> float:
     done = 0
     deadline = 0.0
 
     async def load() -> None:
         nonlocal done
         while time.perf_counter() < deadline:
-            result = await mesh.gradients(model, batch, target="geometry")  # type: ignore[arg-type]
+            result = await mesh.gradients(model, batch, target="geometry")
             assert result.ok
             done += CONFORMERS
 
-    await asyncio.gather(*[mesh.gradients(model, batch, target="geometry") for _ in range(6)])  # type: ignore[arg-type]
+    await asyncio.gather(*[mesh.gradients(model, batch, target="geometry") for _ in range(6)])
     began = time.perf_counter()
     deadline = began + SECONDS
     await asyncio.gather(*[load() for _ in range(IN_FLIGHT)])
