@@ -17,9 +17,16 @@ def port_owner(port: int) -> str:
         return ""
     for descriptors in Path("/proc").glob("[0-9]*/fd"):
         with suppress(OSError):
-            if any(str(link.readlink()) in sockets for link in descriptors.iterdir()):
+            if any(_target(link) in sockets for link in descriptors.iterdir()):
                 name = (descriptors.parent / "comm").read_text().strip()
                 return f"{name} (process {descriptors.parent.name})"
+    return ""
+
+
+def _target(link: Path) -> str:
+    # A descriptor may be closed while the others of its process are looked at.
+    with suppress(OSError):
+        return str(link.readlink())
     return ""
 
 
