@@ -587,8 +587,8 @@ class Progress(_message.Message):
     SAMPLES_TOTAL_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
     step: _builtins.str
-    """The step under way: queued, read_bundles, parse, read_reflections, build_restraints, scale. What takes
-    milliseconds is not told.
+    """The step under way: queued, read_bundles, parse, read_reflections, build_restraints, scale, gradients.
+    What takes milliseconds is not told.
     """
     samples_done: _builtins.int
     """Samples finished."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import time
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator
@@ -32,6 +33,7 @@ _MOST_SAMPLES_PER_SHARE = 256
 _SHARES_AHEAD_PER_WORKER = 3
 # What is larger goes through the store, so that the append-only file of Redis stays small.
 _INLINE_BYTES = 64 * 1024
+_PROGRESS_SECONDS = 0.1
 _LEAST_ITEM_BYTES = 4
 
 
@@ -71,7 +73,7 @@ class GradientRpcs:
         shares = deque(_shares(call))
         ahead: deque[tuple[AsyncExitStack, Submission]] = deque()
         most_ahead = max(1, len(ranked)) * _SHARES_AHEAD_PER_WORKER
-        index = 0
+        index, told = 0, time.monotonic()
         try:
             while shares or ahead:
                 while shares and len(ahead) < most_ahead:
@@ -86,6 +88,12 @@ class GradientRpcs:
                             continue
                         for response in self._responses(call, event.outcome):
                             yield response
+                        if time.monotonic() - told > _PROGRESS_SECONDS:
+                            told = time.monotonic()
+                            progress = gradients_pb2.Progress(
+                                step="gradients", worker_id=event.outcome.worker_id
+                            )
+                            yield _Response(progress=_counted(call, progress))
                 ahead.popleft()
                 await stack.aclose()
         finally:
@@ -240,9 +248,13 @@ def _chunks(call: _Call, spec: tensor_pb2.TensorSpec, sample: int, content: Any)
 def _progress(call: _Call, event: Any) -> _Response:
     progress = gradients_pb2.Progress()
     event.Unpack(progress)
+    return _Response(progress=_counted(call, progress))
+
+
+def _counted(call: _Call, progress: gradients_pb2.Progress) -> gradients_pb2.Progress:
     progress.samples_done = call.samples_done
     progress.samples_total = call.samples
-    return _Response(progress=progress)
+    return progress
 
 
 def _summary(call: _Call) -> gradients_pb2.GradientsSummary:
