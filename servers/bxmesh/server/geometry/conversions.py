@@ -127,11 +127,11 @@ def _parameter(parameter: gradients_pb2.Parameter.ValueType) -> Parameter:
     return _PARAMETERS[parameter]
 
 
-def geometry_value(result: GeometryResult, gradient_norm: float) -> gradients_pb2.GeometryValue:
+def geometry_value(result: GeometryResult) -> gradients_pb2.GeometryValue:
     """The geometry of one sample."""
     return gradients_pb2.GeometryValue(
         energy=result.energy,
-        gradient_norm=gradient_norm,
+        gradient_norm=result.gradient_norm,
         terms=[
             gradients_pb2.EnergyTerm(name=name, energy=term.energy, count=term.count)
             for name, term in result.terms.items()

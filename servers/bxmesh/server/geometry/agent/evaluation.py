@@ -113,7 +113,7 @@ class Evaluation:
         if self.has_geometry:
             geometry = engine_call(lambda: self.model.geometry(sites, steps.step))
             gradients["geometry_sites"] = geometry.gradients
-            value.geometry.CopyFrom(geometry_value(geometry, _norm(geometry.gradients)))
+            value.geometry.CopyFrom(geometry_value(geometry))
         if self.has_xray:
             xray = engine_call(
                 lambda: self.model.xray(sites, self._xray, steps.step, scales=self.scales)
@@ -154,7 +154,7 @@ class Evaluation:
         geometry = engine_call(lambda: self.model.geometry(None, steps.step))
         xray = engine_call(lambda: self.model.xray(None, self._xray_sites(), steps.step))
         norm = _norm(xray.gradients["sites"])
-        ratio = _norm(geometry.gradients) / norm if norm > 0 else 1.0
+        ratio = geometry.gradient_norm / norm if norm > 0 else 1.0
         return geometry_weight, ratio * geometry_weight
 
     def _xray_sites(self) -> Any:

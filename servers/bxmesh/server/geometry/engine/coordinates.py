@@ -43,21 +43,20 @@ def as_samples(coordinates: npt.ArrayLike, n_atoms: int) -> Floats:
 
 def check_sample(sites: Floats) -> SampleCheck:
     """Return the verdict on one sample [N, 3] as far as it can be told without cctbx."""
-    low, high = sites.min(), sites.max()
-    if not np.isfinite(low + high):
+    # One comparison finds whatever is wrong with any number; only then it is asked what.
+    farthest = max(-sites.min(), sites.max())
+    if not farthest <= MAX_ABSOLUTE:
         count = int((~np.isfinite(sites).all(axis=1)).sum())
-        return SampleCheck(
-            SampleStatus.NON_FINITE, f"{count} atoms have coordinates that are NaN or infinite."
-        )
-    farthest = max(-low, high)
-    if farthest > MAX_ABSOLUTE:
+        if count:
+            return SampleCheck(
+                SampleStatus.NON_FINITE, f"{count} atoms have coordinates that are NaN or infinite."
+            )
         return SampleCheck(
             SampleStatus.OUT_OF_RANGE,
             f"A coordinate is {farthest:.6g} Å from the origin; the limit is {MAX_ABSOLUTE:g} Å.",
         )
     # Two atoms are looked at first, as going through all of them costs more than the rest.
-    ends = sites[:: max(len(sites) - 1, 1)]
-    if len(sites) > 1 and _extent(ends) < _COINCIDENT and _extent(sites) < _COINCIDENT:
+    if len(sites) > 1 and _coincide(sites[0], sites[-1]) and _extent(sites) < _COINCIDENT:
         return SampleCheck(
             SampleStatus.DEGENERATE, "All atoms are in the same place: gradients are undefined."
         )
@@ -79,6 +78,10 @@ def is_crowded(sites: Floats) -> bool:
         return False
     keys = (cells[:, 0] * spans[1] + cells[:, 1]) * spans[2] + cells[:, 2]
     return bool(np.unique(keys, return_counts=True)[1].max() > _MOST_PER_CELL)
+
+
+def _coincide(a: Floats, b: Floats) -> bool:
+    return all(abs(x - y) < _COINCIDENT for x, y in zip(a.tolist(), b.tolist(), strict=True))
 
 
 def _extent(sites: Floats) -> float:

@@ -1,14 +1,16 @@
 """Geometry restraints: building them once, evaluating them often."""
 
+import math
 from typing import Any
 
 import mmtbx.model
-import numpy as np
+from cctbx import geometry_restraints as cctbx
 from cctbx.array_family import flex
 from libtbx.utils import null_out
 from mmtbx.monomer_library import pdb_interpretation
 
 from bxmesh.server.geometry.engine import cif, files
+from bxmesh.server.geometry.engine.contacts import Contacts
 from bxmesh.server.geometry.engine.errors import EngineError, SampleError
 from bxmesh.server.geometry.engine.library import RestraintLibrary
 from bxmesh.server.geometry.engine.macromolecule import Macromolecule
@@ -17,52 +19,70 @@ from bxmesh.server.geometry.engine.types import Floats, GeometryResult, Mask, Sa
 from bxmesh.server.geometry.engine.words import words
 
 _PLAIN_PAIRS_RADIUS = 5.0
-_TERMS = (
-    "bond",
-    "angle",
-    "dihedral",
-    "chirality",
-    "planarity",
-    "parallelity",
-    "nonbonded",
-    "reference_dihedral",
-    "ncs_dihedral",
-    "den",
-    "ramachandran",
-    "reference_coordinate",
+# The terms that none of our restraints have; energies_sites would evaluate them too.
+_NEVER_BUILT = (
+    "reference_coordinate_proxies",
+    "reference_dihedral_manager",
+    "ncs_dihedral_manager",
+    "den_manager",
+    "ramachandran_manager",
+    "external_energy_function",
 )
-_FIELDS = tuple((term, f"{term}_residual_sum", f"n_{term}_proxies") for term in _TERMS)
+
+
+_RESIDUAL_SUMS = tuple(
+    (name, getattr(cctbx, f"{name}_residual_sum"))
+    for name in ("angle", "dihedral", "chirality", "planarity", "parallelity")
+)
 
 
 class GeometryTarget:
-    """The geometry restraints of one model."""
+    """The geometry restraints of one model.
+
+    Adds up the same functions of cctbx as its `energies_sites`, so that the pairs out of contact
+    can be left out.
+    """
 
     def __init__(self, manager: Any, order: AtomOrder) -> None:
+        for name in _NEVER_BUILT:
+            if getattr(manager, name) is not None:
+                raise NotImplementedError(f"restraints with {name}")
         self._manager = manager
         self._order = order
+        self._contacts = Contacts(manager.nonbonded_function)
 
     def evaluate(self, sites: Floats) -> GeometryResult:
         """Return energy, terms and gradients at `sites` [N, 3]; raises SampleError."""
+        at = self._order.to_flex(sites)
+        gradients = flex.vec3_double(at.size())
         try:
-            energies = self._manager.energies_sites(
-                sites_cart=self._order.to_flex(sites), compute_gradients=True
-            )
+            terms = self._add_terms(at, gradients)
         except (RuntimeError, AssertionError, ValueError) as error:
             self._forget_pairs()
             raise _sample_error(error) from error
-        gradients = energies.gradients.as_double().as_numpy_array().reshape(-1, 3)
-        energy = energies.target
-        if not np.isfinite(energy + gradients.sum()):
+        energy = sum(term.energy for term in terms.values())
+        norm = gradients.norm()
+        if not math.isfinite(energy + norm):
             raise SampleError(
                 SampleStatus.NON_FINITE, "The geometry energy or its gradients are not finite."
             )
-        values = vars(energies)
-        terms = {
-            term: Term(values[residual], values[count])
-            for term, residual, count in _FIELDS
-            if values.get(count) is not None
-        }
-        return GeometryResult(energy, terms, self._order.to_file(gradients), self._order.mask)
+        values = gradients.as_double().as_numpy_array().reshape(-1, 3)
+        return GeometryResult(energy, terms, self._order.to_file(values), norm, self._order.mask)
+
+    def _add_terms(self, sites: Any, gradients: Any) -> dict[str, Term]:
+        manager = self._manager
+        pairs = manager.pair_proxies(sites_cart=sites)
+        bonds, contacts = pairs.bond_proxies, pairs.nonbonded_proxies
+        near, repulsion = self._contacts.among(contacts, sites), manager.nonbonded_function
+        terms = {"bond": Term(cctbx.bond_residual_sum(sites, bonds, gradients), bonds.n_total())}
+        for name, residual_sum in _RESIDUAL_SUMS:
+            proxies = getattr(manager, f"{name}_proxies")
+            if proxies is not None:
+                terms[name] = Term(residual_sum(sites, proxies, gradients), proxies.size())
+        terms["nonbonded"] = Term(
+            cctbx.nonbonded_residual_sum(sites, near, gradients, repulsion), contacts.n_total()
+        )
+        return terms
 
     def _forget_pairs(self) -> None:
         self._manager._sites_cart_used_for_pair_proxies = None

@@ -69,12 +69,14 @@ class XrayOptions:
     """Model the bulk solvent with a mask when the data are scaled."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Term:
-    """One restraint term: its energy (unitless residual sum) and the number of its restraints."""
+    """One restraint term."""
 
     energy: float
+    """Its residual sum, without a unit."""
     count: int
+    """The number of its restraints."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class GeometryResult:
     """Per term: bond, angle, dihedral, chirality, planarity, parallelity, nonbonded, …"""
     gradients: Floats
     """[N, 3], energy per Å, in the input file's atom order; zero where `atom_mask` is False."""
+    gradient_norm: float
+    """The Euclidean norm of the gradients."""
     atom_mask: Mask
     """[N], True for the atoms that are restrained."""
 
