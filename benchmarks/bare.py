@@ -103,9 +103,8 @@ def jittered(sites: Any, sigma: float, count: int, seed: int = 0) -> Any:
     return sites + np.random.default_rng(seed).normal(0, sigma, (count, *sites.shape))
 
 
-def gradients_per_second(path: str, seconds: float) -> float:
+def gradients_per_second(bare: BareGeometry, seconds: float) -> float:
     """How many gradients this process computes in a second, at 0.02 Å jitter."""
-    bare = BareGeometry(path)
     conformers = jittered(bare.sites, 0.02, 32)
     for conformer in conformers[:4]:
         bare.gradients(conformer)

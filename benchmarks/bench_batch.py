@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import statistics
 import time
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
 
 import numpy as np
 
@@ -14,39 +15,61 @@ from benchmarks.figures import Figure
 from bxmesh.client import AsyncMesh, Model
 from bxmesh.server.embedded import EmbeddedMesh
 
-SECONDS = 5.0
+SECONDS = 1.5
+ROUNDS = 5
 CONFORMERS = 32
 IN_FLIGHT = 3
 
 
-def _bare(queue: multiprocessing.Queue[float], start: Event) -> None:
+def _bare(connection: Connection) -> None:
+    """Measures whenever it is told to."""
     from benchmarks.bare import prepare_library
 
     prepare_library()
-    BareGeometry(UBF)
-    start.wait()
-    queue.put(gradients_per_second(UBF, SECONDS))
+    bare = BareGeometry(UBF)
+    connection.send(None)
+    while connection.recv():
+        connection.send(gradients_per_second(bare, SECONDS))
 
 
-def two_bare_processes() -> float:
-    """Gradients a second of two processes together."""
-    context = multiprocessing.get_context("spawn")
-    queue: multiprocessing.Queue[float] = context.Queue()
-    start = context.Event()
-    processes = [context.Process(target=_bare, args=(queue, start)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    start.set()
-    rates = [queue.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join()
-    return sum(rates)
+class TwoBareProcesses:
+    """cctbx in two processes, without anything else."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connections = []
+        self._processes = []
+        for _ in range(2):
+            ours, theirs = context.Pipe()
+            self._connections.append(ours)
+            self._processes.append(context.Process(target=_bare, args=(theirs,)))
+        for process in self._processes:
+            process.start()
+        for connection in self._connections:
+            connection.recv()
+
+    def rate(self) -> float:
+        """Gradients a second of both together."""
+        for connection in self._connections:
+            connection.send(True)
+        rates: list[float] = [connection.recv() for connection in self._connections]
+        return sum(rates)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for connection in self._connections:
+            connection.send(False)
+        for process in self._processes:
+            process.join()
 
 
 def run() -> list[Figure]:
-    before = two_bare_processes()
-    doubles, singles = asyncio.run(_mesh())
-    bare = (before + two_bare_processes()) / 2
+    processes = TwoBareProcesses()
+    try:
+        rates = asyncio.run(_mesh(processes))
+    finally:
+        processes.close()
+    bare, doubles, singles = (statistics.median(each) for each in zip(*rates, strict=True))
     return [
         Figure(
             f"batches of {CONFORMERS}, 2264 atoms, against two bare processes",
@@ -62,13 +85,22 @@ def run() -> list[Figure]:
     ]
 
 
-async def _mesh() -> tuple[float, float]:
+async def _mesh(processes: TwoBareProcesses) -> list[tuple[float, float, float]]:
+    """Rates of the bare processes, of the mesh, and of the mesh in float32, measured in turn."""
     with EmbeddedMesh(workers=2) as server:
         async with AsyncMesh(server.address, state_dir=server.state_dir) as mesh:
             model = await mesh.create_model(wheel_file(UBF), include_atoms=True)
             assert model.atoms is not None
             batch = jittered(model.atoms.sites, 0.02, CONFORMERS)
-            return await _rate(mesh, model, batch), await _rate(mesh, model, batch.astype("f4"))
+            singles = batch.astype("f4")
+            return [
+                (
+                    processes.rate(),
+                    await _rate(mesh, model, batch),
+                    await _rate(mesh, model, singles),
+                )
+                for _ in range(ROUNDS)
+            ]
 
 
 async def _rate(mesh: AsyncMesh, model: Model, batch: np.ndarray) -> float:

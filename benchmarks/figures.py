@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
+_IN_A_ROW = 10
+
 
 class Figure(NamedTuple):
     """One line of the table."""
@@ -44,22 +46,31 @@ class Figure(NamedTuple):
 
 def p50(call: Callable[[], object], times: int) -> float:
     """The median time of a call, in seconds."""
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    return statistics.median(_timed(call) for _ in range(times))
 
 
-async def p50_async(call: Callable[[], Awaitable[object]], times: int) -> float:
-    """The median time of an asynchronous call, in seconds."""
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        await call()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+async def p50_in_turn(
+    mesh: Callable[[], Awaitable[object]], bare: Callable[[], object], times: int
+) -> tuple[float, float]:
+    """The median times of two calls, in seconds.
+
+    They are measured in turn, a few calls each: the same machine may be half as fast a second later.
+    """
+    with_mesh, without = [], []
+    for _ in range(0, times, _IN_A_ROW):
+        for _ in range(_IN_A_ROW):
+            without.append(_timed(bare))
+        for _ in range(_IN_A_ROW):
+            began = time.perf_counter()
+            await mesh()
+            with_mesh.append(time.perf_counter() - began)
+    return statistics.median(with_mesh), statistics.median(without)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def milliseconds(*seconds: float) -> str:
