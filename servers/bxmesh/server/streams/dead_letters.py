@@ -72,7 +72,7 @@ class DeadLetters:
         with redis_errors():
             found = await self._queue.scripts.call(
                 REPLAY,
-                [keys.dead, keys.shared, keys.outcome(entry.item.item_id)],
+                [keys.dead, keys.home(letter.origin_stream), keys.outcome(entry.item.item_id)],
                 [letter_id, fresh.SerializeToString()],
             )
         if not found:

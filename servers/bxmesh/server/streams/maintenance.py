@@ -90,9 +90,7 @@ class Maintenance:
     async def _round(self) -> None:
         queue = self._queue
         now = time.monotonic()
-        moved, wait = await queue.scripts.call(
-            MOVE_DUE, [queue.keys.delayed, queue.keys.shared], [_PAGE]
-        )
+        moved, wait = await queue.scripts.call(MOVE_DUE, [queue.keys.delayed], [_PAGE])
         self._next_due = now + (0.0 if moved == _PAGE else wait / 1000 if wait >= 0 else 3600.0)
         if now >= self._next_reclaim:
             self._next_reclaim = now + queue.options.lease / 3

@@ -151,17 +151,17 @@ class WorkQueue:
                 ENQUEUE,
                 [
                     keys.shared,
+                    keys.request(request_id) if request_id else keys.shared,
                     keys.lane(lane) if lane else keys.shared,
                     keys.lanes,
                     keys.delayed,
-                    keys.request(request_id) if request_id else keys.shared,
                 ],
                 [
                     entry,
                     item.item_id,
-                    lane,
                     int(_REQUEST_SECONDS * 1000) if request_id else 0,
                     options.max_depth,
+                    lane,
                 ],
             )
         if answer[0] == -1:
@@ -246,7 +246,7 @@ class WorkQueue:
             try:
                 count = await self.scripts.call(
                     REQUEUE,
-                    [stream, self.keys.shared],
+                    [stream, self.keys.home(stream)],
                     [GROUP, int(idle * 1000), worker_id, _PAGE, int(vanished), *keep],
                 )
             except ResponseError as error:

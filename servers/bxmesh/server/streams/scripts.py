@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
+from bxmesh.server.streams.keys import GROUP
+
 
 @dataclass(frozen=True, slots=True)
 class Script:
@@ -24,44 +26,86 @@ class Script:
         object.__setattr__(self, "sha", digest)
 
 
-_NOW = """
+NOW = """
 local function now()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 """
 
-# KEYS: shared, lane (or shared), lanes, delayed, request (or shared)
-# ARGV: entry, item id, lane's worker id or "", request lifetime in ms or 0, maximal depth
-# Returns {1, item id, stream, entry id} | {0, first item id} for a repeated request | {-1, depth}
-# when full.
-ENQUEUE = Script(
-    _NOW
-    + """
-local lifetime, most = tonumber(ARGV[4]), tonumber(ARGV[5])
+# Tells every server in a set that something it wanted to know of has changed, once: the set is then
+# empty. What is published is a Notice with a topic.
+RING = """
+local function ring(root, topic)
+  local wanted = root .. ':wanted:' .. topic
+  local channels = redis.call('SMEMBERS', wanted)
+  if #channels == 0 then return end
+  local n = #topic
+  local length = n < 128 and string.char(n) or string.char(n % 128 + 128, math.floor(n / 128))
+  for _, channel in ipairs(channels) do
+    redis.call('PUBLISH', channel, '\\10' .. length .. topic)
+  end
+  redis.call('DEL', wanted)
+end
+"""
+
+# Puts an entry into a stream. In a mailbox it also makes the stream and tells its readers.
+PLACE = (
+    RING
+    + f"""
+local function place(stream, entry, deliveries, ...)
+  local root, agent = string.match(stream, '^(.+):inbox:(.+):%d$')
+  if root and redis.call('EXISTS', stream) == 0 then
+    redis.call('XGROUP', 'CREATE', stream, '{GROUP}', '0', 'MKSTREAM')
+    redis.call('SADD', root .. ':mailboxes', agent)
+  end
+  local id = redis.call('XADD', stream, '*', 'entry', entry, 'deliveries', deliveries, ...)
+  if root then ring(root, 'inbox:' .. agent) end
+  return id
+end
+"""
+)
+
+# A repeated request id stands for the first item. KEYS[2]: request; ARGV: entry, item id, lifetime
+# in ms or 0.
+REPEATED = """
+local lifetime = tonumber(ARGV[3])
 if lifetime > 0 then
-  local first = redis.call('HGET', KEYS[5], 'item')
+  local first = redis.call('HGET', KEYS[2], 'item')
   if first then
-    redis.call('HINCRBY', KEYS[5], 'joined', 1)
+    redis.call('HINCRBY', KEYS[2], 'joined', 1)
     return {0, first}
   end
 end
-local stream = KEYS[1]
-if ARGV[3] ~= '' then
-  local held_until = redis.call('ZSCORE', KEYS[3], ARGV[3])
-  if held_until and tonumber(held_until) > now() and redis.call('XLEN', KEYS[2]) < most then
-    stream = KEYS[2]
+local function remember()
+  if lifetime > 0 then
+    redis.call('HSET', KEYS[2], 'item', ARGV[2])
+    redis.call('PEXPIRE', KEYS[2], lifetime)
+  end
+end
+"""
+
+# KEYS: shared, request (or shared), lane (or shared), lanes, delayed
+# ARGV: entry, item id, request lifetime in ms or 0, maximal depth, lane's worker id or ""
+# Returns {1, item id, stream, entry id} | {0, first item id} for a repeated request | {-1, depth}
+# when full.
+ENQUEUE = Script(
+    NOW
+    + REPEATED
+    + """
+local stream, most = KEYS[1], tonumber(ARGV[4])
+if ARGV[5] ~= '' then
+  local held_until = redis.call('ZSCORE', KEYS[4], ARGV[5])
+  if held_until and tonumber(held_until) > now() and redis.call('XLEN', KEYS[3]) < most then
+    stream = KEYS[3]
   end
 end
 if stream == KEYS[1] then
-  local depth = redis.call('XLEN', stream) + redis.call('ZCARD', KEYS[4])
+  local depth = redis.call('XLEN', stream) + redis.call('ZCARD', KEYS[5])
   if depth >= most then return {-1, depth} end
 end
 local id = redis.call('XADD', stream, '*', 'entry', ARGV[1], 'deliveries', 0)
-if lifetime > 0 then
-  redis.call('HSET', KEYS[5], 'item', ARGV[2])
-  redis.call('PEXPIRE', KEYS[5], lifetime)
-end
+remember()
 return {1, ARGV[2], stream, id}
 """
 )
@@ -69,21 +113,26 @@ return {1, ARGV[2], stream, id}
 # A worker that lost its lease must not commit, and what has ended does not end again. Settlements
 # return 1 when they came to be, 0 when the entry is not this worker's, 2 when the item had ended.
 # KEYS: stream, outcome, …; ARGV: group, worker id, entry id, …
-_SETTLE = """
+HOLD = """
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
 if #pending == 0 or pending[1][2] ~= ARGV[2] then return 0 end
 local function leave()
   redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
   redis.call('XDEL', KEYS[1], ARGV[3])
 end
+"""
+SETTLE = (
+    HOLD
+    + """
 if redis.call('EXISTS', KEYS[2]) == 1 then
   leave()
   return 2
 end
 """
+)
 
 # KEYS: …, request (or outcome); ARGV: …, outcome, its lifetime in ms or 0, event, channel or ""
-_END = """
+END = """
 if tonumber(ARGV[5]) > 0 then
   redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[5])
   redis.call('PEXPIRE', KEYS[3], ARGV[5])
@@ -93,19 +142,19 @@ if ARGV[7] ~= '' then redis.call('PUBLISH', ARGV[7], ARGV[6]) end
 return 1
 """
 
-FINISH = Script(_SETTLE + _END)
+FINISH = Script(SETTLE + END)
 
 # KEYS: …, dead; ARGV: …, letter, most letters
 BURY = Script(
-    _SETTLE + "redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'letter', ARGV[8])" + _END
+    SETTLE + "redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'letter', ARGV[8])" + END
 )
 
-# KEYS: …, delayed; ARGV: …, new entry, delay in ms
+# KEYS: …, delayed; ARGV: …, new entry, delay in ms, the stream that it goes back to
 RETRY = Script(
-    _NOW
-    + _SETTLE
+    NOW
+    + SETTLE
     + """
-redis.call('ZADD', KEYS[3], now() + ARGV[5], ARGV[4])
+redis.call('ZADD', KEYS[3], now() + ARGV[5], ARGV[6] .. '\\n' .. ARGV[4])
 leave()
 return 1
 """
@@ -126,15 +175,17 @@ return over
 """
 )
 
-# KEYS: delayed, shared; ARGV: at most so many; returns {moved, ms until the next is due or -1}
+# KEYS: delayed; ARGV: at most so many; returns {moved, ms until the next is due or -1}
 MOVE_DUE = Script(
-    _NOW
+    NOW
+    + PLACE
     + """
 local now = now()
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
-for _, entry in ipairs(due) do
-  redis.call('XADD', KEYS[2], '*', 'entry', entry, 'deliveries', 0, 'moved', 1)
-  redis.call('ZREM', KEYS[1], entry)
+for _, member in ipairs(due) do
+  local line = string.find(member, '\\n', 1, true)
+  place(string.sub(member, 1, line - 1), string.sub(member, line + 1), 0, 'moved', 1)
+  redis.call('ZREM', KEYS[1], member)
 end
 local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 local wait = -1
@@ -144,7 +195,9 @@ return {#due, wait}
 )
 
 # ARGV: group, …
-_MOVE = """
+MOVE = (
+    PLACE
+    + """
 local function move(from, to, id, more)
   local found = redis.call('XRANGE', from, id, id)
   if #found == 1 then
@@ -154,20 +207,21 @@ local function move(from, to, id, more)
       if fields[i] == 'deliveries' then deliveries = tonumber(fields[i + 1]) or 0 end
     end
     deliveries = string.format('%.0f', deliveries + more)
-    redis.call('XADD', to, '*', 'entry', entry, 'deliveries', deliveries, 'moved', 1)
+    place(to, entry, deliveries, 'moved', 1)
   end
   redis.call('XACK', from, ARGV[1], id)
   redis.call('XDEL', from, id)
 end
 """
+)
 
 # Puts entries that a worker took and did not finish back for any worker. Deliveries to a worker
 # that vanished are counted; those that a worker hands back unstarted are not.
-# KEYS: stream, shared
+# KEYS: stream, where they go
 # ARGV: group, shortest idle time in ms, worker id or "" for any, at most so many, 1 to count, ids
 # to leave…
 REQUEUE = Script(
-    _MOVE
+    MOVE
     + """
 local kept = {}
 for i = 6, #ARGV do kept[ARGV[i]] = true end
@@ -186,7 +240,7 @@ return moved
 
 # KEYS: lanes, lane; ARGV: group, worker id, lease in ms
 HOLD_LANE = Script(
-    _NOW
+    NOW
     + """
 redis.call('ZADD', KEYS[1], now() + ARGV[3], ARGV[2])
 redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[1], '0', 'MKSTREAM')
@@ -195,7 +249,7 @@ redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[1], '0', 'MKSTREAM')
 
 # KEYS: lanes; returns the workers that no longer hold theirs, some of them when there are many.
 SILENT_LANES = Script(
-    _NOW + "return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now(), 'LIMIT', 0, 100)"
+    NOW + "return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now(), 'LIMIT', 0, 100)"
 )
 
 # Hands what nobody has taken from a lane to all workers; call it until it returns 0. A lane that is
@@ -203,8 +257,8 @@ SILENT_LANES = Script(
 # without a reader.
 # KEYS: lane, shared, lanes; ARGV: group, worker id, at most so many
 CLOSE_LANE = Script(
-    _NOW
-    + _MOVE
+    NOW
+    + MOVE
     + """
 local held_until = redis.call('ZSCORE', KEYS[3], ARGV[2])
 if held_until and tonumber(held_until) > now() then return 0 end
@@ -261,11 +315,12 @@ return 0
 # KEYS: outcome
 FORGET_OUTCOME = Script("return redis.call('DEL', KEYS[1])")
 
-# KEYS: dead, shared, outcome; ARGV: letter id, entry; returns 1 when the letter was still there.
+# KEYS: dead, where it goes, outcome; ARGV: letter id, entry; returns 1 when the letter was still there.
 REPLAY = Script(
-    """
+    PLACE
+    + """
 if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return 0 end
-redis.call('XADD', KEYS[2], '*', 'entry', ARGV[2], 'deliveries', 0, 'moved', 1)
+place(KEYS[2], ARGV[2], 0, 'moved', 1)
 redis.call('XDEL', KEYS[1], ARGV[1])
 redis.call('DEL', KEYS[3])
 return 1

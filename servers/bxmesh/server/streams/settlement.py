@@ -131,7 +131,7 @@ class Settlement:
             held,
             "retried",
             [held.stream, keys.outcome(held.item.item_id), keys.delayed],
-            [entry.SerializeToString(), int(delay * 1000)],
+            [entry.SerializeToString(), int(delay * 1000), keys.home(held.stream)],
         )
         self._expect_retry(delay)
 
