@@ -14,9 +14,9 @@ from bxmesh.registry.v1 import agent_pb2, discovery_pb2
 from bxmesh.server.errors import deadline_exceeded, invalid_argument, permission_denied
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.live_agents import LiveAgents
+from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.registry import heartbeat, pages, selection
 from bxmesh.server.registry.feed import Feed
-from bxmesh.server.registry.open_streams import OpenStreams
 from bxmesh.server.registry.statistics import registry_stats
 from bxmesh.server.registry.watch import follow
 from bxmesh.server.security.identities import EVERYTHING

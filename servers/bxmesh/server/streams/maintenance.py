@@ -90,16 +90,19 @@ class Maintenance:
     async def _round(self) -> None:
         queue = self._queue
         now = time.monotonic()
-        moved, wait = await queue.scripts.call(MOVE_DUE, [queue.keys.delayed], [_PAGE])
+        moved, wait = await queue.scripts.call(
+            MOVE_DUE, [queue.keys.delayed, queue.keys.shared], [_PAGE]
+        )
         self._next_due = now + (0.0 if moved == _PAGE else wait / 1000 if wait >= 0 else 3600.0)
         if now >= self._next_reclaim:
             self._next_reclaim = now + queue.options.lease / 3
-            await self._reclaim()
+            await self.reclaim()
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + _HOUSEKEEPING_SECONDS
             await self.tidy()
 
-    async def _reclaim(self) -> None:
+    async def reclaim(self) -> None:
+        """Gives back what others took and left."""
         queue, lease = self._queue, self._queue.options.lease
         # In its own lane, too: a reply that was lost on the way left entries there that it never
         # saw.

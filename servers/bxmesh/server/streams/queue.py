@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +120,32 @@ class WorkQueue:
         is too late already, INVALID_ARGUMENT for more than 64 MiB, UNAVAILABLE without Redis; then
         it may have been added all the same, which a request id makes harmless.
         """
+        item = self.new_item(
+            kind,
+            payload,
+            item_id=item_id,
+            request_id=request_id,
+            reply_to=reply_to,
+            deadline=deadline,
+            max_attempts=max_attempts,
+            identity=identity,
+        )
+        with self.sending(item):
+            return await self._add(item, lane)
+
+    def new_item(
+        self,
+        kind: str,
+        payload: Message,
+        *,
+        item_id: str = "",
+        request_id: str = "",
+        reply_to: str = "",
+        deadline: float | None = None,
+        max_attempts: int | None = None,
+        identity: str = "",
+    ) -> work_pb2.WorkItem:
+        """An item that `enqueue` would add; raises MeshError DEADLINE_EXCEEDED when it is too late."""
         if deadline is not None and deadline <= time.time():
             raise deadline_exceeded("The deadline had passed before the work was queued.")
         item = work_pb2.WorkItem(
@@ -133,19 +160,22 @@ class WorkQueue:
         item.enqueue_time.GetCurrentTime()
         if deadline is not None and deadline < _LATEST_DEADLINE:
             item.deadline.FromNanoseconds(int(deadline * 1e9))
+        return item
+
+    @contextlib.contextmanager
+    def sending(self, item: work_pb2.WorkItem) -> Iterator[None]:
+        """A span around adding an item, whose context the item carries on."""
         with telemetry.tracer().start_as_current_span(
             f"send {self.options.name}",
             kind=trace.SpanKind.PRODUCER,
             attributes=messaging_attributes(self.options.name, "send", item),
         ):
             telemetry.inject(item.trace_context)
-            return await self._add(item, lane)
+            yield
 
     async def _add(self, item: work_pb2.WorkItem, lane: str) -> Ticket:
         keys, options, request_id = self.keys, self.options, item.request_id
-        entry = work_pb2.WorkEntry(item=item).SerializeToString()
-        if len(entry) > _MOST_ENTRY_BYTES:
-            raise invalid_argument("payload", f"{len(entry)} bytes are too many for one work item.")
+        entry = entry_of(item)
         with redis_errors():
             answer = await self.scripts.call(
                 ENQUEUE,
@@ -159,7 +189,7 @@ class WorkQueue:
                 [
                     entry,
                     item.item_id,
-                    int(_REQUEST_SECONDS * 1000) if request_id else 0,
+                    request_milliseconds(item),
                     options.max_depth,
                     lane,
                 ],
@@ -171,11 +201,7 @@ class WorkQueue:
                 reason="QUEUE_FULL",
                 subject=f"queue:{options.name}",
             )
-        if answer[0] == 0:
-            return Ticket(answer[1].decode(), request_id, "", "", repeated=True)
-        return Ticket(
-            answer[1].decode(), request_id, answer[2].decode(), answer[3].decode(), repeated=False
-        )
+        return ticket_of(answer, request_id)
 
     async def outcome(self, item_id: str) -> work_pb2.WorkOutcome | None:
         """How an item ended, or None while it has not, or no longer is remembered."""
@@ -306,6 +332,28 @@ class WorkQueue:
                 oldest = added if oldest is None else min(oldest, added)
         age = max(0.0, time.time() - oldest) if oldest is not None else 0.0
         return QueueStats(max(0, total - pending), pending, delayed, dead, age)
+
+
+def entry_of(item: work_pb2.WorkItem) -> bytes:
+    """The content of a stream entry for an item; raises MeshError INVALID_ARGUMENT over 64 MiB."""
+    entry = work_pb2.WorkEntry(item=item).SerializeToString()
+    if len(entry) > _MOST_ENTRY_BYTES:
+        raise invalid_argument("payload", f"{len(entry)} bytes are too many for one work item.")
+    return entry
+
+
+def request_milliseconds(item: work_pb2.WorkItem) -> int:
+    """How long a script remembers the request id of an item; 0 without one."""
+    return int(_REQUEST_SECONDS * 1000) if item.request_id else 0
+
+
+def ticket_of(answer: Sequence[Any], request_id: str) -> Ticket:
+    """What a script that adds an item answers when it did, or did before."""
+    if answer[0] == 0:
+        return Ticket(answer[1].decode(), request_id, "", "", repeated=True)
+    return Ticket(
+        answer[1].decode(), request_id, answer[2].decode(), answer[3].decode(), repeated=False
+    )
 
 
 def cancelled() -> MeshError:

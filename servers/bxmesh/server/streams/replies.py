@@ -7,7 +7,7 @@ import contextlib
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import TracebackType
 
 import grpc
@@ -145,24 +145,38 @@ class WorkClient:
         Takes what `WorkQueue.enqueue` takes. Neither an item that an earlier request began is
         taken back, nor one that a later request waits for too.
         """
-        item_id = uuid.uuid4().hex
-        submission = Submission(queue, Ticket(item_id, request_id, "", "", repeated=False))
-        self._submissions[item_id].append(submission)
-        # Whoever is cancelled while the item is on its way could not take it back, so it arrives
-        # first.
-        adding = asyncio.create_task(
-            queue.enqueue(
+
+        def enqueue(item_id: str, reply_to: str) -> Awaitable[Ticket]:
+            return queue.enqueue(
                 kind,
                 payload,
                 item_id=item_id,
                 lane=lane,
                 request_id=request_id,
-                reply_to=reply_channel(self.server_id),
+                reply_to=reply_to,
                 deadline=deadline,
                 max_attempts=max_attempts,
                 identity=identity,
             )
-        )
+
+        async with self.awaiting(queue, enqueue, request_id) as submission:
+            yield submission
+
+    @contextlib.asynccontextmanager
+    async def awaiting(
+        self,
+        queue: WorkQueue,
+        add: Callable[[str, str], Awaitable[Ticket]],
+        request_id: str = "",
+    ) -> AsyncIterator[Submission]:
+        """What `submit` does for an item that is added otherwise: `add` gets its id and the channel on
+        which it is waited for."""
+        item_id = uuid.uuid4().hex
+        submission = Submission(queue, Ticket(item_id, request_id, "", "", repeated=False))
+        self._submissions[item_id].append(submission)
+        # Whoever is cancelled while the item is on its way could not take it back, so it arrives
+        # first.
+        adding = asyncio.ensure_future(add(item_id, reply_channel(self.server_id)))
         try:
             submission.ticket = ticket = await asyncio.shield(adding)
             if ticket.repeated:
@@ -216,7 +230,7 @@ class WorkClient:
             submission.offer(event)
 
 
-async def _leave(submission: Submission, adding: asyncio.Task[Ticket]) -> None:
+async def _leave(submission: Submission, adding: asyncio.Future[Ticket]) -> None:
     """Takes back what is not finished; of what is, throws away the outcome that nobody else asks
     for."""
     try:

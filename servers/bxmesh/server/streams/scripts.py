@@ -175,7 +175,8 @@ return over
 """
 )
 
-# KEYS: delayed; ARGV: at most so many; returns {moved, ms until the next is due or -1}
+# What has lost its home goes to the shared stream.
+# KEYS: delayed, shared; ARGV: at most so many; returns {moved, ms until the next is due or -1}
 MOVE_DUE = Script(
     NOW
     + PLACE
@@ -183,8 +184,8 @@ MOVE_DUE = Script(
 local now = now()
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
 for _, member in ipairs(due) do
-  local line = string.find(member, '\\n', 1, true)
-  place(string.sub(member, 1, line - 1), string.sub(member, line + 1), 0, 'moved', 1)
+  local home, entry = string.match(member, '^(bxmesh:[^\\n]+)\\n(.*)$')
+  place(home or KEYS[2], entry or member, 0, 'moved', 1)
   redis.call('ZREM', KEYS[1], member)
 end
 local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')

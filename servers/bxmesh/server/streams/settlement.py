@@ -16,6 +16,7 @@ from bxmesh.server.errors import MeshError, internal
 from bxmesh.server.streams.connection import CONNECTION_ERRORS, is_missing_group
 from bxmesh.server.streams.entries import HeldEntry
 from bxmesh.server.streams.keys import GROUP
+from bxmesh.server.streams.mailbox_scripts import ACKNOWLEDGE
 from bxmesh.server.streams.metrics import WorkerMetrics
 from bxmesh.server.streams.queue import WorkQueue
 from bxmesh.server.streams.scripts import BURY, FINISH, RETRY, Script
@@ -66,21 +67,21 @@ class Settlement:
     ) -> None:
         """Ends an attempt with its result, or by what its error says."""
         if error is None:
-            await self._finish(held, "done", result, None)
+            await self.finish(held, "done", result, None)
         elif error.code is grpc.StatusCode.CANCELLED:
-            await self._finish(held, "cancelled", None, error)
+            await self.finish(held, "cancelled", None, error)
         elif error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            await self._finish(held, "expired", None, error)
+            await self.finish(held, "expired", None, error)
         elif error.code in _FINAL and held.item.reply_to:
             # Whoever waits gets the error as the answer; a dead letter would tell nobody more.
-            await self._finish(held, "answered_with_error", None, error)
+            await self.finish(held, "answered_with_error", None, error)
         elif error.code in _FINAL or held.attempt >= held.item.max_attempts:
             await self.bury(held, error)
         else:
-            await self._retry(held, error)
+            await self.retry(held, error)
 
-    async def bury(self, held: HeldEntry, error: MeshError) -> None:
-        """Makes it a dead letter."""
+    async def bury(self, held: HeldEntry, error: MeshError) -> bool:
+        """Makes it a dead letter; False when the lease was lost."""
         letter = work_pb2.DeadLetter(
             entry=held.data,
             attempts=min(held.attempt, max(held.item.max_attempts, 1)),
@@ -96,7 +97,7 @@ class Settlement:
             if held.entry.HasField("first_attempt_time")
             else letter.last_time
         )
-        await self._end(
+        return await self._end(
             BURY,
             held,
             "buried",
@@ -105,18 +106,46 @@ class Settlement:
             [letter.SerializeToString(), self._queue.options.max_dead_letters],
         )
 
-    async def _finish(
+    async def acknowledge(
+        self, held: HeldEntry, result: AnyMessage | None, *, history: int, history_seconds: float
+    ) -> bool:
+        """Ends a message in a mailbox, which keeps it in its history; False when the lease was lost.
+
+        Without a result whoever waits for an answer goes on waiting.
+        """
+        keys = self._queue.keys
+        agent_id = keys.agent_of(held.stream)
+        outcome = self._outcome(held, None)
+        if result is not None:
+            outcome.result.CopyFrom(result)
+        return await self._end(
+            ACKNOWLEDGE,
+            held,
+            "done",
+            outcome if result is not None or not held.item.reply_to else None,
+            [keys.history(agent_id), keys.figures(agent_id)],
+            [history, int(history_seconds * 1000)],
+        )
+
+    async def finish(
         self, held: HeldEntry, end: str, result: AnyMessage | None, error: MeshError | None
-    ) -> None:
+    ) -> bool:
+        """Ends an item with its result or error; False when the lease was lost."""
         outcome = self._outcome(held, error)
         if result is not None:
             outcome.result.CopyFrom(result)
-        await self._end(FINISH, held, end, outcome, [], [])
+        return await self._end(FINISH, held, end, outcome, [], [])
 
-    async def _retry(self, held: HeldEntry, error: MeshError) -> None:
+    async def retry(
+        self, held: HeldEntry, error: MeshError, *, delay: float | None = None, counted: bool = True
+    ) -> bool:
+        """Lets it be tried again after a delay in seconds, by default a random, growing one.
+
+        Uncounted, it is as if it had not been tried. False when the lease was lost.
+        """
         entry = work_pb2.WorkEntry()
         entry.CopyFrom(held.entry)
-        entry.attempts = held.attempt
+        entry.attempts = held.attempt if counted else held.attempt - 1
         if not entry.HasField("first_attempt_time"):
             entry.first_attempt_time.GetCurrentTime()
         entry.last_error.CopyFrom(error.to_status())
@@ -125,8 +154,9 @@ class Settlement:
         options, keys = self._queue.options, self._queue.keys
         doublings = min(held.attempt - 1, _MOST_DOUBLINGS)
         most = min(options.retry_cap, options.retry_base * 2**doublings)
-        delay = min(options.retry_cap, max(random.uniform(0, most), error.retry_after or 0.0))
-        await self._commit(
+        if delay is None:
+            delay = min(options.retry_cap, max(random.uniform(0, most), error.retry_after or 0.0))
+        settled = await self._commit(
             RETRY,
             held,
             "retried",
@@ -134,6 +164,7 @@ class Settlement:
             [entry.SerializeToString(), int(delay * 1000), keys.home(held.stream)],
         )
         self._expect_retry(delay)
+        return settled
 
     def _outcome(self, held: HeldEntry, error: MeshError | None) -> work_pb2.WorkOutcome:
         outcome = work_pb2.WorkOutcome(
@@ -148,21 +179,22 @@ class Settlement:
         script: Script,
         held: HeldEntry,
         end: str,
-        outcome: work_pb2.WorkOutcome,
+        outcome: work_pb2.WorkOutcome | None,
         keys: Sequence[str],
         arguments: Sequence[bytes | int],
-    ) -> None:
+    ) -> bool:
         item, names = held.item, self._queue.keys
         # What could not be read has no name under which anybody would look.
         outcome_key = names.outcome(item.item_id or f"unreadable:{held.entry_id.decode()}")
-        data, event, lifetime = b"", b"", 0
-        if item.reply_to or item.request_id:
+        data, event, lifetime, reply_to = b"", b"", 0, ""
+        if outcome is not None and (item.reply_to or item.request_id):
             data = outcome.SerializeToString()
             lifetime = int(self._queue.options.outcome_lifetime * 1000)
-        if item.reply_to:
+        if outcome is not None and item.reply_to:
+            reply_to = item.reply_to
             told = outcome if len(data) <= _MOST_EVENT_BYTES else None
             event = work_pb2.WorkEvent(item_id=item.item_id, outcome=told).SerializeToString()
-        await self._commit(
+        return await self._commit(
             script,
             held,
             end,
@@ -172,7 +204,7 @@ class Settlement:
                 names.request(item.request_id) if item.request_id else outcome_key,
                 *keys,
             ],
-            [data, lifetime, event, item.reply_to, *arguments],
+            [data, lifetime, event, reply_to, *arguments],
         )
 
     async def _commit(
@@ -182,8 +214,8 @@ class Settlement:
         end: str,
         keys: Sequence[str],
         arguments: Sequence[str | bytes | int],
-    ) -> None:
-        """Settles an entry, however long Redis is away.
+    ) -> bool:
+        """Settles an entry, however long Redis is away; False when the lease was lost.
 
         When Redis keeps refusing, the entry is left to its lease, and to another attempt.
         """
@@ -205,7 +237,8 @@ class Settlement:
                 settled = 0
             # What had ended before its settlement was cancelled.
             self._metrics.count(("lost_leases", end, "cancelled")[settled])
-            return
+            return bool(settled)
+        return False
 
 
 def worker_lost(held: HeldEntry) -> MeshError:

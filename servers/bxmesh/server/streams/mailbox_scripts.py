@@ -1,0 +1,230 @@
+"""The steps on mailboxes that must be atomic, as Lua scripts.
+
+A mailbox is four streams, by priority. An entry that a connection has taken is pending under the
+connection's name; settling, retrying and burying it are the same steps as for any other work.
+"""
+
+from __future__ import annotations
+
+from bxmesh.server.streams.scripts import END, HOLD, MOVE, NOW, PLACE, REPEATED, RING, Script
+
+# KEYS: inbox, request (or inbox), the inboxes of the agent…
+# ARGV: entry, item id, request lifetime in ms or 0, capacity of the mailbox
+# Returns {1, item id, stream, entry id} | {0, first item id} for a repeated request | {-1, depth}
+# when full.
+POST = Script(
+    REPEATED
+    + PLACE
+    + """
+local depth = 0
+for i = 3, #KEYS do depth = depth + redis.call('XLEN', KEYS[i]) end
+if depth >= tonumber(ARGV[4]) then return {-1, depth} end
+local id = place(KEYS[1], ARGV[1], 0)
+remember()
+return {1, ARGV[2], KEYS[1], id}
+"""
+)
+
+# The share of each priority, the most urgent first, in 16 deliveries while all have something to
+# deliver: nobody starves. What one does not use goes to the most urgent that has more.
+# KEYS: wanted, leased, figures, the inboxes of the agent…
+# ARGV: group, connection, at most so many, channel that wants to know of more, lease in ms
+# Returns {stream, entries} for each inbox with something.
+TAKE = Script(
+    NOW
+    + """
+local most, inboxes, taken, count = tonumber(ARGV[3]), #KEYS - 3, {}, 0
+local function read(i, n)
+  local stream = KEYS[i + 3]
+  if n < 1 or redis.call('EXISTS', stream) == 0 then return end
+  local page = redis.call(
+    'XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', n, 'STREAMS', stream, '>')
+  if not page then return end
+  taken[#taken + 1] = {stream, page[1][2]}
+  count = count + #page[1][2]
+end
+local turn = redis.call('HINCRBY', KEYS[3], 'turn', most) - most
+local wanted = {0, 0, 0, 0}
+for i = 0, math.min(most, 16) - 1 do
+  local at, class = (turn + i) % 16, 1
+  if at % 2 == 1 then class = 2 end
+  if at % 4 == 3 then class = 3 end
+  if at == 15 then class = 4 end
+  wanted[class] = wanted[class] + 1
+end
+for i = 1, inboxes do read(i, math.floor(wanted[i] * math.max(1, most / 16))) end
+for i = 1, inboxes do read(i, most - count) end
+if count < most then redis.call('SADD', KEYS[1], ARGV[4]) end
+for _, page in ipairs(taken) do
+  redis.call('ZADD', KEYS[2], 'NX', now() + ARGV[5], page[1])
+end
+return taken
+"""
+)
+
+# What a connection holds. KEYS: the inboxes of the agent…; ARGV: group, connection
+# Returns {stream, entries} for each inbox with something; an entry that is gone has no fields.
+HELD = Script(
+    """
+local held = {}
+for i = 1, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 1 then
+    local page = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'STREAMS', KEYS[i], '0')
+    if page and #page[1][2] > 0 then held[#held + 1] = {KEYS[i], page[1][2]} end
+  end
+end
+return held
+"""
+)
+
+# Enters a connection. What connections made under other leases hold goes back at once: they
+# belong to a process that has been replaced.
+# KEYS: connections, attached, the inboxes of the agent…
+# ARGV: group, connection, lease id, channel
+ATTACH = Script(
+    MOVE
+    + """
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
+redis.call('SADD', KEYS[2], ARGV[4])
+local others = {}
+for name, lease in pairs((function()
+  local all, pairs_ = redis.call('HGETALL', KEYS[1]), {}
+  for i = 1, #all, 2 do pairs_[all[i]] = all[i + 1] end
+  return pairs_
+end)()) do
+  if lease ~= ARGV[3] then others[name] = true end
+end
+for i = 3, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 1 then
+    for name, _ in pairs(others) do
+      for _, row in ipairs(redis.call('XPENDING', KEYS[i], ARGV[1], '-', '+', 1000, name)) do
+        move(KEYS[i], KEYS[i], row[1], row[4])
+      end
+      if #redis.call('XPENDING', KEYS[i], ARGV[1], '-', '+', 1, name) == 0 then
+        redis.call('XGROUP', 'DELCONSUMER', KEYS[i], ARGV[1], name)
+      end
+    end
+  end
+end
+for name, _ in pairs(others) do redis.call('HDEL', KEYS[1], name) end
+"""
+)
+
+# Forgets a connection that holds nothing, and the server's channel when it was its last.
+# KEYS: connections, attached, the inboxes of the agent…
+# ARGV: group, connection, channel or "" when the server has more connections of the agent
+DETACH = Script(
+    """
+if ARGV[3] ~= '' then redis.call('SREM', KEYS[2], ARGV[3]) end
+local holds = false
+for i = 3, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 1 then
+    if #redis.call('XPENDING', KEYS[i], ARGV[1], '-', '+', 1, ARGV[2]) > 0 then
+      holds = true
+    else
+      redis.call('XGROUP', 'DELCONSUMER', KEYS[i], ARGV[1], ARGV[2])
+    end
+  end
+end
+if not holds then redis.call('HDEL', KEYS[1], ARGV[2]) end
+"""
+)
+
+# Gives what was held for too long without a word back. KEYS: leased
+# ARGV: group, lease in ms, at most so many; returns how many entries went back.
+RECLAIM = Script(
+    NOW
+    + MOVE
+    + """
+local now, moved = now(), 0
+for _, stream in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 100)) do
+  local left = 0
+  if redis.call('EXISTS', stream) == 1 then
+    for _, row in ipairs(
+      redis.call('XPENDING', stream, ARGV[1], 'IDLE', ARGV[2], '-', '+', ARGV[3])) do
+      move(stream, stream, row[1], row[4])
+      moved = moved + 1
+    end
+    left = redis.call('XPENDING', stream, ARGV[1])[1]
+  end
+  if left == 0 then
+    redis.call('ZREM', KEYS[1], stream)
+  else
+    redis.call('ZADD', KEYS[1], now + math.floor(ARGV[2] / 3), stream)
+  end
+end
+return moved
+"""
+)
+
+# Acknowledges a message, which goes into the mailbox's history.
+# KEYS: inbox, outcome, request (or outcome), history, figures
+# ARGV: group, connection, entry id, outcome, its lifetime in ms or 0, event, channel or "", most
+# messages in the history, its lifetime in ms
+ACKNOWLEDGE = Script(
+    HOLD
+    + """
+local found = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])
+if #found == 1 and tonumber(ARGV[8]) > 0 then
+  local fields = found[1][2]
+  for i = 1, #fields, 2 do
+    if fields[i] == 'entry' then
+      redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[8], '*',
+        'entry', fields[i + 1], 'from', KEYS[1], 'id', ARGV[3])
+    end
+  end
+  redis.call('PEXPIRE', KEYS[4], ARGV[9])
+end
+redis.call('HINCRBY', KEYS[5], 'acknowledged', 1)
+"""
+    + END
+)
+
+# Answers a request whose sender waits for it, though the request itself was acknowledged, or was a
+# direct one. KEYS: waiter, outcome; ARGV: waiter as it was found, outcome, its lifetime in ms,
+# channel, event; returns 1 when somebody still waited.
+ANSWER = Script(
+    """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+redis.call('PUBLISH', ARGV[4], ARGV[5])
+return 1
+"""
+)
+
+# Tells one of the servers that an agent is connected to. KEYS: attached; ARGV: notice
+# Returns how many heard it, 0 or 1.
+TELL = Script(
+    """
+for _ = 1, 16 do
+  local channel = redis.call('SRANDMEMBER', KEYS[1])
+  if not channel then return 0 end
+  if redis.call('PUBLISH', channel, ARGV[1]) > 0 then return 1 end
+  redis.call('SREM', KEYS[1], channel)
+end
+return 0
+"""
+)
+
+# Asks to be told once of a change. KEYS: wanted; ARGV: channel, lifetime of the wish in ms
+WANT = Script(
+    """
+redis.call('SADD', KEYS[1], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+)
+
+__all__ = [
+    "ACKNOWLEDGE",
+    "ANSWER",
+    "ATTACH",
+    "DETACH",
+    "HELD",
+    "POST",
+    "RECLAIM",
+    "RING",
+    "TAKE",
+    "TELL",
+    "WANT",
+]
