@@ -1,6 +1,6 @@
 """The client of the mesh."""
 
-from bxmesh.client.agents import Agent
+from bxmesh.client.agents import AgentEvent, AgentInfo, AgentState, Message, RetryPolicy, Task
 from bxmesh.client.bundles import AsyncBundles, Bundle
 from bxmesh.client.connection import Timeouts
 from bxmesh.client.errors import (
@@ -27,7 +27,9 @@ from bxmesh.client.sync import Bundles, Mesh, Session
 from bxmesh.client.values import Progress, SampleValue
 
 __all__ = [
-    "Agent",
+    "AgentEvent",
+    "AgentInfo",
+    "AgentState",
     "AsyncBundles",
     "AsyncMesh",
     "AsyncSession",
@@ -43,15 +45,18 @@ __all__ = [
     "InternalError",
     "InvalidInput",
     "Mesh",
+    "Message",
     "Model",
     "ModelSummary",
     "NotFound",
     "PermissionDenied",
     "Progress",
     "ResourceExhausted",
+    "RetryPolicy",
     "SampleValue",
     "Session",
     "Step",
+    "Task",
     "Timeouts",
     "Unauthenticated",
     "Unavailable",

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 import grpc
 import tenacity
 
+from bxmesh.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from bxmesh.client.endpoint import Endpoint
 from bxmesh.client.errors import Unavailable, from_rpc_error
 from bxmesh.client.trace import current_trace_id
 from bxmesh.client.tracing import tracing_interceptors
 from bxmesh.geometry.v1.geometry_service_pb2_grpc import GeometryServiceStub
+from bxmesh.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
 __all__ = ["Connection", "Timeouts", "translated"]
 
@@ -39,6 +41,8 @@ class Timeouts:
     """Calls that compute: models, gradients, a session's opening and each of its steps."""
     transfer: float = 3600.0
     """Uploads and downloads."""
+    reconnect: float = 60.0
+    """How long a watch tries to come back to a mesh that is away."""
 
 
 @contextmanager
@@ -72,6 +76,9 @@ class Connection:
         self._retries = retries
         self.channel = self._open()
         self.geometry = GeometryServiceStub(self.channel)
+        # The generated stubs have no types for asyncio.
+        self.agent: Any = AgentServiceStub(self.channel)
+        self.registry: Any = RegistryServiceStub(self.channel)
 
     def __repr__(self) -> str:
         return f"Connection({self.endpoint.address!r})"

@@ -11,7 +11,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bxmesh.client.agents import Agent, list_agents
+from bxmesh.client.agents.calls import AgentCalls
 from bxmesh.client.bundles import AsyncBundles, BundleKind
 from bxmesh.client.calculation import compute_gradients
 from bxmesh.client.connection import Connection, Timeouts
@@ -41,7 +41,7 @@ Source = str | Path | bytes
 _INLINE_BYTES = 2 * 1024 * 1024
 
 
-class AsyncMesh:
+class AsyncMesh(AgentCalls):
     """A connection to the mesh.
 
     The address is the argument's, that of `BXMESH_ADDRESS`, the local server's or 127.0.0.1:50051;
@@ -174,10 +174,6 @@ class AsyncMesh:
         timeout = timeout or self._connection.timeouts.calculation
         opening = gradients_pb2.OpenSession(model_id=_model_id(model), options=to_message(options))
         return AsyncSession(self._connection, opening, window=window, timeout=timeout)
-
-    async def agents(self) -> list[Agent]:
-        """Returns the live agents of the mesh, its workers among them."""
-        return await list_agents(self._connection)
 
     async def health(self) -> dict[str, str]:
         """Returns the state of each service and dependency: serving, not_serving or unknown."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Self, overload
 
 from numpy.typing import ArrayLike
 
-from bxmesh.client.bundles import AsyncBundles, Bundle, BundleKind
+from bxmesh.client.agents.calls.blocking import BlockingAgentCalls
+from bxmesh.client.blocking import Blocking, Loop, blocking, iterating
+from bxmesh.client.bundles import AsyncBundles
 from bxmesh.client.connection import Timeouts
 from bxmesh.client.mesh import AsyncMesh
 from bxmesh.client.sessions import AsyncSession
@@ -23,55 +23,6 @@ from bxmesh.client.values import XrayValue
 __all__ = ["Bundles", "Mesh", "Session"]
 
 P = ParamSpec("P")
-R = TypeVar("R")
-Target = TypeVar("Target")
-
-
-class _Loop:
-    """An event loop in a daemon thread. Waiting for it can be interrupted."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="bxmesh-client", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.close()
-
-    def start(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
-    def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
-        future = self.start(coroutine)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self.run(farewell())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-
-class _Blocking(Generic[Target]):
-    def __init__(self, loop: _Loop, target: Target) -> None:
-        self._loop = loop
-        self._target = target
-
-
-def _blocking(
-    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[Any, P], R]:
-    @wraps(method)
-    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = self._loop.run(method(self._target, *args, **kwargs))
-        return result
-
-    return call
 
 
 def _opening(
@@ -84,12 +35,13 @@ def _opening(
     return call
 
 
-class Bundles(_Blocking[AsyncBundles]):
+class Bundles(Blocking[AsyncBundles]):
     """The bundles on the mesh; see AsyncBundles."""
 
-    upload = _blocking(AsyncBundles.upload)
-    get = _blocking(AsyncBundles.get)
-    delete = _blocking(AsyncBundles.delete)
+    upload = blocking(AsyncBundles.upload)
+    get = blocking(AsyncBundles.get)
+    list = iterating(AsyncBundles.list)
+    delete = blocking(AsyncBundles.delete)
 
     @overload
     def download(self, bundle_id: str, path: None = None) -> bytes: ...
@@ -103,22 +55,12 @@ class Bundles(_Blocking[AsyncBundles]):
             return self._loop.run(self._target.download(bundle_id))
         return self._loop.run(self._target.download(bundle_id, path))
 
-    def list(self, kind: BundleKind | None = None, page_size: int = 0) -> Iterator[Bundle]:
-        """Yields the bundles in the order of their names, those of one kind where it is given."""
-        bundles = self._target.list(kind, page_size)
 
-        async def following() -> Bundle | None:
-            return await anext(bundles, None)
-
-        while (bundle := self._loop.run(following())) is not None:
-            yield bundle
-
-
-class Session(_Blocking[AsyncSession]):
+class Session(Blocking[AsyncSession]):
     """A session on the mesh; `with` opens and closes it. See AsyncSession."""
 
-    step = _blocking(AsyncSession.step)
-    close = _blocking(AsyncSession.close)
+    step = blocking(AsyncSession.step)
+    close = blocking(AsyncSession.close)
 
     def __enter__(self) -> Self:
         self._loop.run(self._target.__aenter__())
@@ -167,7 +109,7 @@ class Session(_Blocking[AsyncSession]):
         return self._target.trace_id
 
 
-class Mesh(_Blocking[AsyncMesh]):
+class Mesh(BlockingAgentCalls[AsyncMesh]):
     """A connection to the mesh; see AsyncMesh. Works wherever, in a running event loop too."""
 
     def __init__(
@@ -192,7 +134,7 @@ class Mesh(_Blocking[AsyncMesh]):
                 retries=retries,
             )
 
-        loop = _Loop()
+        loop = Loop()
         try:
             mesh = loop.run(connect())
         except BaseException:
@@ -203,11 +145,10 @@ class Mesh(_Blocking[AsyncMesh]):
         """Bundles: upload, download, get, list, delete."""
         self._closed = weakref.finalize(self, loop.close, mesh.close)
 
-    create_model = _blocking(AsyncMesh.create_model)
-    gradients = _blocking(AsyncMesh.gradients)
+    create_model = blocking(AsyncMesh.create_model)
+    gradients = blocking(AsyncMesh.gradients)
     session = _opening(AsyncMesh.session)
-    agents = _blocking(AsyncMesh.agents)
-    health = _blocking(AsyncMesh.health)
+    health = blocking(AsyncMesh.health)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
