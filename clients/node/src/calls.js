@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Metadata } from '@grpc/grpc-js';
-import { GeometryClient } from './contract.js';
+import { MeshClient } from './contract.js';
 import { BxmeshError, fromServiceError } from './errors.js';
 
 const CHANNEL_OPTIONS = {
@@ -12,6 +12,9 @@ const CHANNEL_OPTIONS = {
   'grpc.keepalive_time_ms': 60_000,
   'grpc.keepalive_timeout_ms': 20_000,
 };
+/** How often in a row a stream of somebody who waits is opened again before it is given up. */
+export const REATTACHES = 9;
+
 const BACKOFF_MILLISECONDS = 200;
 const MOST_BACKOFF_MILLISECONDS = 5000;
 
@@ -27,8 +30,10 @@ export class Operation {
   /**
    * @param {CallOptions} options
    * @param {number} timeout milliseconds, where the options have none
+   * @param {number} [retries] how often it is repeated; as often as the connection says
    */
-  constructor(options, timeout) {
+  constructor(options, timeout, retries) {
+    this.retries = retries;
     this.timeout = options.timeout ?? timeout;
     this.deadline = Date.now() + this.timeout;
     this.signal = options.signal;
@@ -57,6 +62,8 @@ export class Operation {
 
 /** One channel to the mesh. */
 export class Connection {
+  /** Whether it was closed for good. */
+  closed = false;
   #apiKey;
   #live = new Set();
 
@@ -64,7 +71,7 @@ export class Connection {
     this.address = address;
     this.retries = retries;
     this.#apiKey = apiKey;
-    this.client = new GeometryClient(address, credentials, CHANNEL_OPTIONS);
+    this.client = new MeshClient(address, credentials, CHANNEL_OPTIONS);
   }
 
   /** Returns the metadata of an attempt. */
@@ -119,30 +126,51 @@ export class Connection {
     });
   }
 
+  /** Yields the responses to a request, once; the call ends when nobody takes them any more. */
+  async *responses(method, request, operation) {
+    const { deadline } = operation;
+    const call = this.client[method](request, this.metadata(operation), { deadline });
+    const release = this.#hold(call, operation);
+    try {
+      for await (const response of call) yield response;
+    } catch (error) {
+      throw operation.failure(error);
+    } finally {
+      release();
+    }
+  }
+
   /** Returns what `body` does with a call, which ends with it or with the operation's signal. */
   async held(call, operation, body) {
-    const { signal } = operation;
+    const release = this.#hold(call, operation);
+    try {
+      return await body();
+    } catch (error) {
+      throw operation.failure(error);
+    } finally {
+      release();
+    }
+  }
+
+  /** Cancels the calls under way and closes the channel. */
+  close() {
+    this.closed = true;
+    for (const call of this.#live) call.cancel();
+    this.client.close();
+  }
+
+  #hold(call, { signal }) {
     const cancel = () => call.cancel();
     // A stream reports its cancellation as an error event, also when nobody reads it any more.
     call.on('error', () => {});
     signal?.addEventListener('abort', cancel, { once: true });
     if (signal?.aborted) cancel();
     this.#live.add(call);
-    try {
-      return await body();
-    } catch (error) {
-      throw operation.failure(error);
-    } finally {
+    return () => {
       this.#live.delete(call);
       signal?.removeEventListener('abort', cancel);
       cancel();
-    }
-  }
-
-  /** Cancels the calls under way and closes the channel. */
-  close() {
-    for (const call of this.#live) call.cancel();
-    this.client.close();
+    };
   }
 
   #answered(operation, method, ...request) {
@@ -160,7 +188,8 @@ export class Connection {
       try {
         return await attempt();
       } catch (error) {
-        if (error?.code !== 'UNAVAILABLE' || failures >= this.retries) throw error;
+        const most = operation.retries ?? this.retries;
+        if (error?.code !== 'UNAVAILABLE' || failures >= most) throw error;
       }
       await operation.pause(failures);
     }

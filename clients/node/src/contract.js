@@ -11,9 +11,14 @@ export const MESSAGE_OPTIONS = { longs: Number, enums: String, defaults: true };
 /** Every message, enumeration and service of the contract, by its full name. */
 export const contract = load();
 
-export const GeometryClient = makeGenericClientConstructor(
-  contract['bxmesh.geometry.v1.GeometryService'],
-  'GeometryService',
+/** A client of all services that are used here, whose methods all have different names. */
+export const MeshClient = makeGenericClientConstructor(
+  {
+    ...contract['bxmesh.geometry.v1.GeometryService'],
+    ...contract['bxmesh.registry.v1.RegistryService'],
+    ...contract['bxmesh.agent.v1.AgentService'],
+  },
+  'Mesh',
 );
 
 /**
@@ -31,8 +36,10 @@ export function violations(type, message) {
       return [{ field: name, description: `can be ${[...fields.keys()].join(', ')}` }];
     }
     if (field.type !== 'TYPE_ENUM' || value === undefined) return [];
-    // The loader names an enumeration of the same package without the package.
-    const enumeration = contract[`${type.replace(/\w+$/, '')}${field.typeName}`].type;
+    // The loader names an enumeration without the packages that it shares with the message.
+    const scopes = type.split('.').map((_, index, names) => names.slice(0, index).join('.'));
+    const names = scopes.map((scope) => (scope ? `${scope}.${field.typeName}` : field.typeName));
+    const enumeration = contract[names.findLast((each) => contract[each])].type;
     const choices = enumeration.value.map((each) => each.name).slice(1);
     const known = [value].flat().every((choice) => choices.includes(choice));
     return known ? [] : [{ field: name, description: `can be ${choices.join(', ')}` }];

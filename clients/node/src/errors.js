@@ -3,6 +3,7 @@ import { status as codes } from '@grpc/grpc-js';
 import { fromJSON } from '@grpc/proto-loader';
 import { contract, MESSAGE_OPTIONS, violations } from './contract.js';
 
+const MOST_MESSAGE = 4096;
 const Status = contract['google.rpc.Status'];
 const details = fromJSON(
   {
@@ -10,6 +11,7 @@ const details = fromJSON(
       ErrorInfo: {
         fields: {
           reason: { type: 'string', id: 1 },
+          domain: { type: 'string', id: 2 },
           metadata: { keyType: 'string', type: 'string', id: 3 },
         },
       },
@@ -59,6 +61,23 @@ export class BxmeshError extends Error {
 }
 
 /**
+ * Says in a handler that what it was given cannot be done, now or later: a message is then a dead
+ * letter at once. Any other error means that it is tried again.
+ */
+export class Drop extends BxmeshError {
+  name = 'Drop';
+
+  /**
+   * @param {string} message what was wrong and what to do about it
+   * @param {{code?: string, reason?: string, metadata?: Record<string, string>, cause?: unknown}}
+   *   [more] the code is FAILED_PRECONDITION, the reason HANDLER_REFUSED
+   */
+  constructor(message, { code = 'FAILED_PRECONDITION', reason = 'HANDLER_REFUSED', ...more } = {}) {
+    super(message, code, { reason, ...more });
+  }
+}
+
+/**
  * Returns the error of a failed call, from its rich status where it has one.
  *
  * @param {import('@grpc/grpc-js').ServiceError} error
@@ -83,6 +102,16 @@ export function fromStatus(status, traceId, cause) {
     traceId: serverTraceId || traceId,
     cause,
   });
+}
+
+/** Returns the google.rpc.Status that says what a handler threw, without its stack. */
+export function toStatus(error) {
+  const known = error instanceof BxmeshError && codes[error.code] !== undefined;
+  const code = known ? codes[error.code] : codes.UNKNOWN;
+  const message = (known ? error.message : String(error)).slice(0, MOST_MESSAGE);
+  const { reason, metadata } = known ? error : { reason: 'HANDLER_FAILED', metadata: {} };
+  const value = details.ErrorInfo.serialize({ reason, domain: 'bxmesh', metadata });
+  return { code, message, details: [{ type_url: 'type.googleapis.com/google.rpc.ErrorInfo', value }] };
 }
 
 /** Returns the error for an argument that is wrong before anything is sent. */

@@ -2,22 +2,34 @@
 import { randomUUID } from 'node:crypto';
 import { bundleId, upload } from './bundles.js';
 import { Connection, Operation } from './calls.js';
+import { deadLetters } from './dead_letters.js';
 import { resolve } from './endpoint.js';
 import { checked } from './errors.js';
 import { Answer } from './gradients.js';
 import { toNpy } from './npy.js';
+import { Message, broadcastMessage, envelopeOf, sendMessage } from './messages.js';
 import { Session } from './session.js';
+import { assignTask, described, watchTask } from './tasks.js';
 import { coordinatesTensor } from './tensors.js';
 
 const CALCULATION_MILLISECONDS = 600_000;
 const TRANSFER_MILLISECONDS = 3_600_000;
+const CALL_MILLISECONDS = 60_000;
+const GRACE_MILLISECONDS = 5000;
 const INLINE_BYTES = 2 * 1024 * 1024;
 
 /** @typedef {import('./calls.js').CallOptions} CallOptions */
 /** @typedef {import('./bundles.js').Source} Source */
 /** @typedef {import('./gradients.js').GradientOptions} GradientOptions */
 
+/** @typedef {import('./messages.js').MessageOptions} MessageOptions */
+/** @typedef {import('./tasks.js').TaskOptions} TaskOptions */
+/** @typedef {import('./tasks.js').TaskRecord} TaskRecord */
+
 /** @typedef {{modelId: string, spec: object, summary: {atoms: number, spaceGroup: string}}} Model */
+
+/** Returns the connection that a mesh shares with its agents. */
+export let connectionOf;
 
 /**
  * A connection to the mesh. Every method throws `BxmeshError`; calls are repeated while the mesh is
@@ -25,6 +37,10 @@ const INLINE_BYTES = 2 * 1024 * 1024;
  */
 export class Mesh {
   #connection;
+
+  static {
+    connectionOf = (mesh) => mesh.#connection;
+  }
 
   /**
    * @param {import('./endpoint.js').EndpointOptions & {retries?: number}} [options] repeats a call
@@ -111,6 +127,131 @@ export class Mesh {
     return await Session.open(this.#connection, opening, call, CALCULATION_MILLISECONDS);
   }
 
+  /**
+   * Sends a message to an agent.
+   *
+   * @param {string} recipient
+   * @param {string} messageType such as greeting.request
+   * @param {unknown} [value] anything that JSON has
+   * @param {MessageOptions & CallOptions} [options]
+   * @returns {Promise<import('./messages.js').Sent>}
+   */
+  async send(recipient, messageType, value, options = {}) {
+    const { call, way, fields } = message(options);
+    const operation = new Operation(call, CALL_MILLISECONDS);
+    const envelope = { ...envelopeOf(messageType, value, fields), recipient };
+    const { messageId, receivers, held } = await sendMessage(
+      this.#connection,
+      envelope,
+      way,
+      operation,
+    );
+    return { messageId, receivers, held };
+  }
+
+  /**
+   * Sends a message to an agent and returns the answer. When the agent gives the message up, its
+   * error is thrown.
+   *
+   * @param {string} recipient
+   * @param {string} messageType
+   * @param {unknown} [value]
+   * @param {MessageOptions & CallOptions} [options] the timeout is for the answer
+   * @returns {Promise<Message>}
+   */
+  async request(recipient, messageType, value, { timeout = CALL_MILLISECONDS, ...options } = {}) {
+    const { call, way, fields } = message(options);
+    const operation = new Operation(call, timeout + GRACE_MILLISECONDS);
+    const envelope = { ...envelopeOf(messageType, value, fields), recipient };
+    const waiting = { ...way, replyTimeout: timeout };
+    return new Message((await sendMessage(this.#connection, envelope, waiting, operation)).reply);
+  }
+
+  /**
+   * Sends a message to every live agent that fits.
+   *
+   * @param {string} messageType
+   * @param {unknown} [value]
+   * @param {MessageOptions & CallOptions & {capabilities?: string[], agentType?: string,
+   *   includeSender?: boolean}} [options] the agents that offer all the capabilities and are of the
+   *   type; all
+   * @returns {Promise<{messageId: string, recipients: number, refusedAgentIds: string[]}>}
+   */
+  async broadcast(messageType, value, { capabilities, agentType, includeSender, ...options } = {}) {
+    const { call, way, fields } = message(options);
+    const operation = new Operation(call, CALL_MILLISECONDS);
+    const whom = { ...way, capabilities, agentType, includeSender };
+    return await broadcastMessage(
+      this.#connection,
+      envelopeOf(messageType, value, fields),
+      whom,
+      operation,
+    );
+  }
+
+  /**
+   * Gives a task to an agent that can do it, and to another when that one dies.
+   *
+   * @param {string} taskType such as geometry.minimize
+   * @param {unknown} parameters anything that JSON has
+   * @param {TaskOptions} options names capabilities or an agent
+   * @param {CallOptions} [call]
+   * @returns {Promise<TaskRecord>}
+   */
+  async assignTask(taskType, parameters, options, call = {}) {
+    const operation = new Operation(call, CALL_MILLISECONDS);
+    return await assignTask(this.#connection, taskType, parameters, options, operation);
+  }
+
+  /**
+   * Follows a task to its end, also over a lost connection.
+   *
+   * @param {string} taskId
+   * @param {{afterRevision?: number} & CallOptions} [options] only later changes; as it stands
+   *   first
+   * @returns {AsyncGenerator<TaskRecord>}
+   */
+  watchTask(taskId, { afterRevision = 0, ...call } = {}) {
+    return watchTask(this.#connection, taskId, afterRevision, new Operation(call, Infinity));
+  }
+
+  /**
+   * Returns how a task stands.
+   *
+   * @param {string} taskId
+   * @param {CallOptions} [call]
+   * @returns {Promise<TaskRecord>}
+   */
+  async task(taskId, call = {}) {
+    const operation = new Operation(call, CALL_MILLISECONDS);
+    return described((await this.#connection.unary('getTask', { taskId }, operation)).task);
+  }
+
+  /**
+   * Cancels a task; the agent that has it is told.
+   *
+   * @param {string} taskId
+   * @param {{reason?: string, cancelChildren?: boolean} & CallOptions} [options]
+   * @returns {Promise<TaskRecord>} as it then stands
+   */
+  async cancelTask(taskId, { reason, cancelChildren, ...call } = {}) {
+    const operation = new Operation(call, CALL_MILLISECONDS);
+    const request = { requestId: randomUUID(), taskId, reason, cancelChildren };
+    return described((await this.#connection.unary('cancelTask', request, operation)).task);
+  }
+
+  /**
+   * Returns the latest dead letters, newest first.
+   *
+   * @param {{agentId?: string, type?: string, reason?: string, pageSize?: number} & CallOptions}
+   *   [options] only out of this agent's mailbox, of this type, with this reason
+   * @returns {Promise<import('./dead_letters.js').DeadLetter[]>}
+   */
+  async deadLetters({ pageSize, timeout, signal, traceparent, ...filter } = {}) {
+    const operation = new Operation({ timeout, signal, traceparent }, CALL_MILLISECONDS);
+    return await deadLetters(this.#connection, filter, pageSize, operation);
+  }
+
   /** Closes the connection; calls and sessions under way fail with CANCELLED. */
   close() {
     this.#connection.close();
@@ -134,6 +275,11 @@ export class Mesh {
 function split({ timeout, signal, traceparent, ...options }) {
   checked('bxmesh.geometry.v1.GradientOptions', options);
   return { call: { timeout, signal, traceparent }, options };
+}
+
+function message({ timeout, signal, traceparent, deliveryMode, holdForRecipient, ...fields }) {
+  const way = { deliveryMode, holdForRecipient };
+  return { call: { timeout, signal, traceparent }, way, fields };
 }
 
 function modelId(model) {

@@ -1,5 +1,5 @@
 /** Sessions: coordinates in, gradients out, step after step, on a warm worker. */
-import { Operation, bounded } from './calls.js';
+import { Operation, REATTACHES, bounded } from './calls.js';
 import { BxmeshError } from './errors.js';
 import { StepAnswers } from './gradients.js';
 import { coordinatesTensor, tensorChunks } from './tensors.js';
@@ -7,7 +7,6 @@ import { coordinatesTensor, tensorChunks } from './tensors.js';
 const INLINE_BYTES = 2 * 1024 * 1024;
 const FAREWELL_MILLISECONDS = 5000;
 const MOST_UNANSWERED = 32;
-const REATTACHES = 9;
 
 /**
  * A session on the mesh, opened by `Mesh.session`. A lost connection is resumed: the session
