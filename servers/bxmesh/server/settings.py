@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bxmesh.client.endpoint import state_directory
+from bxmesh.server.streams.mailboxes import MailboxOptions
 
 Service = Literal["geometry", "registry", "agent", "security", "workers"]
 SERVICES: tuple[Service, ...] = ("geometry", "registry", "agent", "security", "workers")
@@ -106,12 +107,34 @@ class Settings(BaseSettings):
     session_listen: Address = ""
     """Where workers serve sessions: empty means a unix socket, HOST:0 when servers are on other hosts."""
 
+    mailbox_capacity: int = Field(default=10_000, ge=1)
+    """Messages and tasks that may wait in one mailbox."""
+    delivery_lease: float = Field(default=30.0, ge=1)
+    """How long an agent may leave a delivery unanswered and unextended."""
+    message_attempts: int = Field(default=5, ge=1, le=100)
+    """Tries of a message before it becomes a dead letter."""
+    message_history: int = Field(default=1000, ge=0)
+    """Acknowledged messages of each mailbox that are kept for replay."""
+    message_history_lifetime: float = Field(default=86400.0, gt=0)
+    """How long they are kept after the last of them."""
+
     trace: str = ""
     """`console` or a file for traces; OTEL_EXPORTER_OTLP_ENDPOINT is heeded besides."""
     prometheus_port: int | None = None
     """The port of the metrics endpoint."""
     drain_grace: float = Field(default=10.0, ge=0)
     """How long a stop lets running calls finish."""
+
+    @property
+    def mailbox_options(self) -> MailboxOptions:
+        """How mailboxes behave; all servers of one mesh must agree on it."""
+        return MailboxOptions(
+            capacity=self.mailbox_capacity,
+            lease=self.delivery_lease,
+            max_attempts=self.message_attempts,
+            history=self.message_history,
+            history_lifetime=self.message_history_lifetime,
+        )
 
     @property
     def bundle_dir(self) -> Path:

@@ -11,11 +11,12 @@ import grpc
 from redis.asyncio import Redis
 
 from bxmesh.registry.v1 import agent_pb2, discovery_pb2
+from bxmesh.server import agent_selection as selection
 from bxmesh.server.errors import deadline_exceeded, invalid_argument, permission_denied
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.open_streams import OpenStreams
-from bxmesh.server.registry import heartbeat, pages, selection
+from bxmesh.server.registry import heartbeat, pages
 from bxmesh.server.registry.feed import Feed
 from bxmesh.server.registry.statistics import registry_stats
 from bxmesh.server.registry.watch import follow

@@ -13,7 +13,7 @@ from bxmesh.registry.v1.agent_pb2 import (
     Agent,
 )
 from bxmesh.registry.v1.discovery_pb2 import CapabilityStats, GetRegistryStatsResponse
-from bxmesh.server.registry.selection import free_slots
+from bxmesh.server.agent_selection import free_slots
 
 __all__ = ["registry_stats"]
 

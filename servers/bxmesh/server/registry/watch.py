@@ -10,10 +10,10 @@ import grpc
 
 from bxmesh.registry.v1 import discovery_pb2 as pb
 from bxmesh.registry.v1.agent_pb2 import Agent, AgentFilter
+from bxmesh.server.agent_selection import fits
 from bxmesh.server.errors import MeshError, resource_exhausted
 from bxmesh.server.live_agents import AgentChange, LiveAgents, RevisionCompactedError
 from bxmesh.server.registry.feed import Feed
-from bxmesh.server.registry.selection import fits
 from bxmesh.server.streams.connection import redis_errors
 
 __all__ = ["Watch", "follow"]

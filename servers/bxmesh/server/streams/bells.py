@@ -67,10 +67,13 @@ class Bell:
 class Bells:
     """The bells of one process; use it as an async context manager."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, cancellations: str = "") -> None:
+        """`cancellations` is the channel of a queue on which items are named that nobody waits for."""
+        self._cancellations = cancellations
         self.channel = server_channel(uuid.uuid4().hex[:12])
         self.on_direct: Callable[[work_pb2.DirectMessage], None] = lambda message: None
         self.on_cancel: Callable[[work_pb2.Cancellation], None] = lambda cancellation: None
+        self.on_withdrawal: Callable[[str], None] = lambda item_id: None
         self._redis = redis
         self._scripts = ScriptBatcher(redis)
         self._bells: defaultdict[str, set[Bell]] = defaultdict(set)
@@ -112,15 +115,17 @@ class Bells:
         while True:
             try:
                 async with self._redis.pubsub() as channel:
-                    await channel.subscribe(self.channel)
+                    await channel.subscribe(*filter(None, (self.channel, self._cancellations)))
                     while True:
                         message = await channel.get_message(timeout=_LISTEN_SECONDS)
                         if message is None:
                             continue
-                        if message["type"] == "message":
+                        if message["type"] != "message":
+                            self._ring_all()
+                        elif message["channel"].decode() == self.channel:
                             self._hear(message["data"])
                         else:
-                            self._ring_all()
+                            self.on_withdrawal(message["data"].decode(errors="replace"))
             except REDIS_ERRORS as error:
                 _log.info("notices are not heard: %s", error)
                 await asyncio.sleep(_PAUSE_SECONDS)

@@ -130,6 +130,17 @@ if not holds then redis.call('HDEL', KEYS[1], ARGV[2]) end
 """
 )
 
+# Gives what one connection holds to another of the agent. KEYS: inbox
+# ARGV: group, connection, entry id, the other; returns 1 when it was the first one's.
+HAND_OVER = Script(
+    """
+local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
+if #pending == 0 or pending[1][2] ~= ARGV[2] then return 0 end
+redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[4], 0, ARGV[3], 'JUSTID')
+return 1
+"""
+)
+
 # Gives what was held for too long without a word back. KEYS: leased
 # ARGV: group, lease in ms, at most so many; returns how many entries went back.
 RECLAIM = Script(
@@ -220,6 +231,7 @@ __all__ = [
     "ANSWER",
     "ATTACH",
     "DETACH",
+    "HAND_OVER",
     "HELD",
     "POST",
     "RECLAIM",

@@ -206,6 +206,17 @@ class Mailboxes:
             lost.update(each.item.item_id for each in group if each.entry_id in over)
         return lost
 
+    async def hand_over(self, held: HeldEntry, connection_id: str, other_id: str) -> bool:
+        """Gives what a connection holds to another of the same agent; False when it was lost."""
+        with redis_errors():
+            return bool(
+                await self.queue.scripts.call(
+                    scripts.HAND_OVER,
+                    [held.stream],
+                    [GROUP, connection_id, held.entry_id, other_id],
+                )
+            )
+
     def settlement(self, connection_id: str) -> Settlement:
         """How a connection settles what it holds."""
         return Settlement(self.queue, connection_id, self.metrics, self.maintenance.expect)

@@ -1,0 +1,1 @@
+"""Agents: their connections, messages, tasks and state."""

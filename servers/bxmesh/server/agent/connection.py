@@ -1,0 +1,377 @@
+"""One connection of an agent: deliveries out under leases, answers in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import status_pb2
+
+from bxmesh.agent.v1 import delivery_pb2, message_pb2, task_pb2
+from bxmesh.registry.v1.agent_pb2 import Agent
+from bxmesh.server.agent.deliveries import (
+    MessageTypes,
+    delivery_id,
+    delivery_of,
+    direct_delivery,
+    envelope_of,
+    unhandled,
+)
+from bxmesh.server.agent.mesh import AgentMesh
+from bxmesh.server.agent.replies import reply_to_delivery
+from bxmesh.server.errors import (
+    MeshError,
+    deadline_exceeded,
+    failed_precondition,
+    invalid_argument,
+    unavailable,
+)
+from bxmesh.server.streams.entries import HeldEntry
+from bxmesh.server.streams.handling import remaining_seconds
+from bxmesh.server.streams.mailboxes import MESSAGE, TASK, topic
+from bxmesh.server.streams.queue import cancelled
+from bxmesh.server.streams.settlement import worker_lost
+from bxmesh.server.streams.tasks import end_tasks
+from bxmesh.work.v1 import work_pb2
+
+_log = logging.getLogger(__name__)
+
+_Request = delivery_pb2.ConnectRequest
+_Response = delivery_pb2.ConnectResponse
+Send = Callable[[_Response], Awaitable[None]]
+
+_MOST_TAKEN = 64
+_MOST_CREDIT = 10_000
+_MOST_DIRECT = 256
+_MOST_DIRECT_BYTES = 8 << 20
+_PAUSE_SECONDS = 0.5
+_LOOK_SECONDS = 60.0
+# What nobody who is connected handles waits for somebody who does.
+_UNHANDLED_SECONDS = (20.0, 40.0)
+_FAREWELL_SECONDS = 5.0
+
+
+class Connection:
+    """One attached stream; `run` serves it to its end."""
+
+    def __init__(
+        self, mesh: AgentMesh, agent: Agent, hello: delivery_pb2.Hello, send: Send
+    ) -> None:
+        self.agent_id = agent.agent_id
+        self.lease_id = hello.lease_id
+        self.connection_id = hello.connection_id or uuid.uuid4().hex
+        self._mesh = mesh
+        self._mailboxes = mesh.mailboxes
+        self._identity = agent.identity
+        self._types = MessageTypes(tuple(hello.message_types))
+        self._said_held = set(hello.held_delivery_ids)
+        self._credit = hello.initial_credit
+        self._moved = asyncio.Event()
+        self._draining = False
+        self._held: dict[str, HeldEntry] = {}
+        self._direct: asyncio.Queue[delivery_pb2.Delivery] = asyncio.Queue(_MOST_DIRECT)
+        self._direct_bytes = 0
+        self._settling: set[asyncio.Task[None]] = set()
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settlement = self._mailboxes.settlement(self.connection_id)
+        self._send_unlocked = send
+        self._sending = asyncio.Lock()
+
+    def handles(self, message_type: str) -> bool:
+        """Whether it takes messages of a type now."""
+        return message_type in self._types and not self._draining
+
+    def end(self, error: MeshError) -> None:
+        """Ends the stream with an error."""
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    async def run(self, requests: AsyncIterator[_Request]) -> None:
+        """Serves the stream; returns when the agent has hung up or drained, raises MeshError."""
+        held = await self._mailboxes.attach(
+            self.agent_id, self.connection_id, self.lease_id, self._mesh.bells.channel
+        )
+        self._mesh.connections.add(self)
+        tasks: list[asyncio.Future[None]] = [self._over]
+        try:
+            again = self._take_up(held)
+            tasks += map(
+                asyncio.ensure_future,
+                (self._pump(again), self._send_direct(), self._read(requests)),
+            )
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+        finally:
+            last = self._mesh.connections.remove(self)
+            self._over.cancel()
+            farewell = asyncio.ensure_future(self._farewell(tasks[1:], last=last))
+            await asyncio.shield(farewell)
+
+    def _take_up(self, held: Iterable[HeldEntry]) -> list[HeldEntry]:
+        """Keeps what the agent says it works on; returns what it must be handed again."""
+        again = []
+        for each in held:
+            if delivery_id(each) in self._said_held:
+                self._held[delivery_id(each)] = each
+            else:
+                again.append(each)
+        return again
+
+    async def _farewell(self, tasks: Iterable[asyncio.Future[None]], *, last: bool) -> None:
+        await end_tasks(*tasks)  # type: ignore[arg-type]
+        # What was read was answered: it counts, even if the agent is gone by now.
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=_FAREWELL_SECONDS)
+            await end_tasks(*self._settling)
+        with suppress(MeshError):
+            await self._mailboxes.detach(
+                self.agent_id, self.connection_id, self._mesh.bells.channel, last=last
+            )
+
+    async def _send(self, response: _Response) -> None:
+        async with self._sending:
+            await self._send_unlocked(response)
+
+    # Out
+
+    async def _pump(self, again: list[HeldEntry]) -> None:
+        await self._send(
+            _Response(
+                welcome=delivery_pb2.Welcome(
+                    connection_id=self.connection_id,
+                    delivery_ttl_seconds=round(self._mailboxes.options.lease),
+                    lost_delivery_ids=sorted(self._said_held - self._held.keys()),
+                )
+            )
+        )
+        for held in again:
+            await self.deliver(held)
+        async with self._mesh.bells.watch(topic(self.agent_id)) as bell:
+            while not (self._draining and not self._held):
+                if self._credit <= 0 or self._draining:
+                    self._moved.clear()
+                    await self._moved.wait()
+                    continue
+                bell.clear()
+                most = min(self._credit, _MOST_TAKEN)
+                try:
+                    entries = await self._mailboxes.take(
+                        self.agent_id, self.connection_id, most, self._mesh.bells.channel
+                    )
+                except MeshError as error:
+                    _log.info("the mailbox of %s waits: %s", self.agent_id, error.message)
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    continue
+                for held in entries:
+                    await self.deliver(held)
+                if len(entries) < most:
+                    await self._wait_for(bell.wait(_LOOK_SECONDS))
+
+    async def _wait_for(self, ringing: Awaitable[bool]) -> None:
+        """Waits for news, or for the agent to drain."""
+        self._moved.clear()
+        waiting = [asyncio.ensure_future(ringing), asyncio.ensure_future(self._moved.wait())]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+
+    async def deliver(self, held: HeldEntry) -> None:
+        """Hands an entry over that this connection holds, or settles it when that is pointless."""
+        content = await self._content(held)
+        if content is None:
+            return
+        self._credit -= 1
+        self._held[delivery_id(held)] = held
+        if held.attempt > 1:
+            with suppress(MeshError):
+                await self._mailboxes.count(self.agent_id, "redelivered")
+        delivery = delivery_of(held, content, self._mailboxes.options.lease)
+        await self._send(_Response(delivery=delivery))
+
+    async def _content(self, held: HeldEntry) -> message_pb2.Envelope | task_pb2.Task | None:
+        """What to hand over; None when the entry was settled otherwise."""
+        item = held.item
+        remaining = remaining_seconds(item)
+        try:
+            if held.problem is not None:
+                raise held.problem
+            if held.attempt > item.max_attempts:
+                raise worker_lost(held)
+            if remaining is not None and remaining <= 0:
+                await self._expire(held)
+            elif item.kind == MESSAGE:
+                return await self._message(held)
+            elif item.kind == TASK:
+                return await self._task(held)
+            else:
+                raise invalid_argument("kind", f"{item.kind!r} is nothing that agents get")
+        except MeshError as error:
+            await self._settlement.bury(held, error)
+        return None
+
+    async def _message(self, held: HeldEntry) -> message_pb2.Envelope | None:
+        envelope = envelope_of(held)
+        if self.handles(envelope.message_type):
+            return envelope
+        other = self._mesh.connections.handler_of(self.agent_id, envelope.message_type)
+        if other is None:
+            delay = random.uniform(*_UNHANDLED_SECONDS)
+            error = unhandled(envelope.message_type)
+            await self._settlement.retry(held, error, delay=delay, counted=False)
+        elif await self._mailboxes.hand_over(held, self.connection_id, other.connection_id):
+            await other.deliver(held)
+        return None
+
+    async def _task(self, held: HeldEntry) -> task_pb2.Task | None:
+        delivery = work_pb2.TaskDelivery()
+        held.item.payload.Unpack(delivery)
+        task = await self._mesh.tasks.deliverable(delivery.task_id, delivery.attempt, self.agent_id)
+        if task is None:
+            # It was given to somebody else since, or has ended.
+            await self._settlement.finish(held, "cancelled", None, cancelled())
+        return task
+
+    async def _expire(self, held: HeldEntry) -> None:
+        error = deadline_exceeded(
+            "The message expired before it was delivered.", reason="MESSAGE_EXPIRED"
+        )
+        await self._mailboxes.count(self.agent_id, "expired")
+        await self._settlement.finish(held, "expired", None, error)
+
+    def offer_direct(self, envelope: bytes) -> bool:
+        """Takes a direct message in; False when it does not handle it, or reads too slowly."""
+        delivery = direct_delivery(envelope)
+        if delivery is None or not self.handles(delivery.envelope.message_type):
+            return False
+        if self._direct.full() or self._direct_bytes + len(envelope) > _MOST_DIRECT_BYTES:
+            return False
+        self._direct_bytes += len(envelope)
+        self._direct.put_nowait(delivery)
+        return True
+
+    async def _send_direct(self) -> None:
+        while True:
+            delivery = await self._direct.get()
+            self._direct_bytes -= delivery.envelope.ByteSize()
+            await self._send(_Response(delivery=delivery))
+
+    def cancel(self, item_id: str, reason: status_pb2.Status | None) -> None:
+        """Asks the agent to stop working on an item, if it does."""
+        for name, held in self._held.items():
+            if held.item.item_id == item_id:
+                self._in_background(self._withdraw(name, reason))
+                return
+
+    async def _withdraw(self, name: str, reason: status_pb2.Status | None) -> None:
+        held = self._held.pop(name, None)
+        if held is None:
+            return
+        await self._settlement.finish(held, "cancelled", None, cancelled())
+        self._moved.set()
+        await self._send(
+            _Response(
+                cancel=delivery_pb2.CancelDelivery(
+                    delivery_id=name, reason=reason or cancelled().to_status()
+                )
+            )
+        )
+
+    # In
+
+    async def _read(self, requests: AsyncIterator[_Request]) -> None:
+        async for request in requests:
+            match request.WhichOneof("request"):
+                case "hello":
+                    raise invalid_argument("hello", "comes only once.")
+                case "credit":
+                    self._credit = min(_MOST_CREDIT, self._credit + request.credit.deliveries)
+                case "answer":
+                    self._in_background(self._settle(request.answer))
+                case "extend":
+                    await self._extend(request.extend)
+                case "drain":
+                    self._draining = True
+            self._moved.set()
+
+    def _in_background(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settled)
+
+    def _settled(self, task: asyncio.Task[None]) -> None:
+        self._settling.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.end(error if isinstance(error, MeshError) else _failed(error))
+
+    async def _settle(self, answer: delivery_pb2.Answer) -> None:
+        name = answer.delivery_id
+        # It stays among the held until it is settled, so that a drain waits for it.
+        held = self._held.get(name)
+        counted = held is not None and not held.over and await self._settle_held(held, answer)
+        self._held.pop(name, None)
+        self._moved.set()
+        status = status_pb2.Status() if counted else lease_lost(name).to_status()
+        await self._send(_Response(settled=delivery_pb2.Settled(delivery_id=name, status=status)))
+
+    async def _settle_held(self, held: HeldEntry, answer: delivery_pb2.Answer) -> bool:
+        held.over = True
+        match answer.verdict:
+            case delivery_pb2.VERDICT_ACK:
+                reply: AnyMessage | None = None
+                if answer.HasField("reply"):
+                    reply = await reply_to_delivery(self._mesh, self._identity, held, answer.reply)
+                return await self._mailboxes.acknowledge(self._settlement, held, reply)
+            case delivery_pb2.VERDICT_RETRY:
+                error = _error_of(answer)
+                if held.attempt >= held.item.max_attempts:
+                    return await self._settlement.bury(held, error)
+                delay = (
+                    answer.retry_after.ToNanoseconds() / 1e9
+                    if answer.HasField("retry_after")
+                    else None
+                )
+                return await self._settlement.retry(held, error, delay=delay)
+            case _:
+                return await self._settlement.bury(held, _error_of(answer))
+
+    async def _extend(self, extend: delivery_pb2.Extend) -> None:
+        names = list(extend.delivery_ids) or list(self._held)
+        held = {name: self._held[name] for name in names if name in self._held}
+        lost = await self._mailboxes.extend(self.connection_id, tuple(held.values()))
+        expires = time.time() + self._mailboxes.options.lease
+        for name in names:
+            settled = delivery_pb2.Settled(delivery_id=name)
+            if name not in held or held[name].item.item_id in lost:
+                self._held.pop(name, None)
+                settled.status.CopyFrom(lease_lost(name).to_status())
+            else:
+                settled.status.SetInParent()
+                settled.lease_expire_time.FromNanoseconds(int(expires * 1e9))
+            await self._send(_Response(settled=settled))
+
+
+def lease_lost(subject: str) -> MeshError:
+    """The error for whoever speaks about what is not theirs any more."""
+    return failed_precondition(
+        f"The lease of {subject} is over; it went to another.", reason="LEASE_LOST", subject=subject
+    )
+
+
+def _error_of(answer: delivery_pb2.Answer) -> MeshError:
+    if answer.error.code:
+        return MeshError.from_status(answer.error)
+    return unavailable("The agent gave no reason.", reason="HANDLER_FAILED")
+
+
+def _failed(error: BaseException) -> MeshError:
+    _log.error("a connection failed", exc_info=error)
+    return unavailable("The connection failed; attach again.", reason="CONNECTION_FAILED")

@@ -1,0 +1,68 @@
+"""Which agents are connected to this server."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from bxmesh.work.v1 import work_pb2
+
+if TYPE_CHECKING:
+    from bxmesh.server.agent.connection import Connection
+
+__all__ = ["Connections"]
+
+
+class Connections:
+    """The connections of this server, by agent; hands them what arrives for their agents."""
+
+    def __init__(self) -> None:
+        self._by_agent: defaultdict[str, list[Connection]] = defaultdict(list)
+        self._turn = 0
+
+    def __iter__(self) -> Iterator[Connection]:
+        return (each for group in tuple(self._by_agent.values()) for each in tuple(group))
+
+    def of(self, agent_id: str) -> tuple[Connection, ...]:
+        """The connections of an agent."""
+        return tuple(self._by_agent.get(agent_id, ()))
+
+    def add(self, connection: Connection) -> None:
+        """Takes one in."""
+        self._by_agent[connection.agent_id].append(connection)
+
+    def remove(self, connection: Connection) -> bool:
+        """Lets one go; returns whether it was the last of its agent."""
+        group = self._by_agent[connection.agent_id]
+        group.remove(connection)
+        if group:
+            return False
+        del self._by_agent[connection.agent_id]
+        return True
+
+    def handler_of(self, agent_id: str, message_type: str) -> Connection | None:
+        """One of the agent's connections that handles a type, in turn; None when none does."""
+        fitting = [each for each in self.of(agent_id) if each.handles(message_type)]
+        if not fitting:
+            return None
+        self._turn += 1
+        return fitting[self._turn % len(fitting)]
+
+    def deliver_direct(self, message: work_pb2.DirectMessage) -> None:
+        """Hands a direct message to one of its agent's connections, at most once."""
+        group = self.of(message.agent_id)
+        if group:
+            self._turn += 1
+            start = self._turn % len(group)
+            any(each.offer_direct(message.envelope) for each in (*group[start:], *group[:start]))
+
+    def cancel(self, cancellation: work_pb2.Cancellation) -> None:
+        """Tells an agent to stop working on an item."""
+        for each in self.of(cancellation.agent_id):
+            each.cancel(cancellation.item_id, cancellation.reason)
+
+    def withdraw(self, item_id: str) -> None:
+        """Tells whoever works on an item that nobody waits for it any more."""
+        for each in self:
+            each.cancel(item_id, None)

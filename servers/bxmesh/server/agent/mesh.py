@@ -1,0 +1,55 @@
+"""What the RPCs of the agent service work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from redis.asyncio import Redis
+
+from bxmesh.agent.v1.task_pb2 import Task
+from bxmesh.server.agent.connections import Connections
+from bxmesh.server.agent.directory import Directory
+from bxmesh.server.interceptors import current_identity
+from bxmesh.server.live_agents import LiveAgents
+from bxmesh.server.settings import Settings
+from bxmesh.server.streams import WorkClient, WorkQueue
+from bxmesh.server.streams.bells import Bells
+from bxmesh.server.streams.mailboxes import Mailboxes
+
+
+class TaskSource(Protocol):
+    """Knows the tasks that mailboxes deliver."""
+
+    async def deliverable(self, task_id: str, attempt: int, agent_id: str) -> Task | None:
+        """The task, if this attempt at it is still this agent's; None for a stale delivery."""
+
+
+class NoTasks:
+    """Knows no task."""
+
+    async def deliverable(self, task_id: str, attempt: int, agent_id: str) -> Task | None:
+        """None."""
+        return None
+
+
+@dataclass(frozen=True)
+class AgentMesh:
+    """The mailboxes, who is connected here and who lives, as the agent service sees them."""
+
+    settings: Settings
+    redis: Redis
+    mailboxes: Mailboxes
+    bells: Bells
+    client: WorkClient
+    agents: LiveAgents
+    directory: Directory
+    connections: Connections
+    tasks: TaskSource
+    work_queues: tuple[WorkQueue, ...] = ()
+    """Other queues whose dead letters and figures the service shows."""
+
+
+def caller() -> str:
+    """The name of whoever calls."""
+    return current_identity().id

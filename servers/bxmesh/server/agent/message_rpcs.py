@@ -1,0 +1,147 @@
+"""The RPCs that send messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+import grpc
+
+from bxmesh.agent.v1 import message_pb2 as pb
+from bxmesh.registry.v1.agent_pb2 import AgentFilter
+from bxmesh.server.agent.mesh import AgentMesh, caller
+from bxmesh.server.agent.posting import (
+    accept,
+    post,
+    post_direct,
+    require_recipient,
+    unknown_recipient,
+)
+from bxmesh.server.agent.replies import answer_of, answer_waiting, wait_for_answer
+from bxmesh.server.agent_selection import fits
+from bxmesh.server.errors import MeshError, deadline_exceeded, invalid_argument, unimplemented
+from bxmesh.server.streams import Ticket
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_AT_ONCE = 64
+
+
+class MessageRpcs:
+    """SendMessage and BroadcastMessage."""
+
+    _mesh: AgentMesh
+
+    async def SendMessage(
+        self, request: pb.SendMessageRequest, context: Context
+    ) -> pb.SendMessageResponse:
+        """Sends one message, and waits for its answer when asked to."""
+        if request.HasField("signed_envelope"):
+            raise unimplemented("This server takes no signed messages yet; send a plain one.")
+        mesh, identity = self._mesh, caller()
+        envelope = await accept(mesh, request.envelope, identity, request.request_id)
+        response = pb.SendMessageResponse(
+            message_id=envelope.message_id, create_time=envelope.create_time
+        )
+        if await answer_waiting(mesh, envelope):
+            return response
+        known = await require_recipient(mesh, envelope.recipient)
+        direct = request.delivery_mode == pb.DELIVERY_MODE_DIRECT
+        if not known and (direct or not request.hold_for_recipient):
+            raise unknown_recipient(envelope.recipient, may_hold=not direct)
+        response.held = not known
+        seconds = request.reply_timeout.ToNanoseconds() / 1e9
+        if remaining := context.time_remaining():
+            seconds = min(seconds, remaining)
+        if request.HasField("reply_timeout") and seconds > 0:
+            response.reply.CopyFrom(await self._request(envelope, identity, seconds, direct=direct))
+            response.receivers = int(direct)
+        elif direct:
+            response.receivers = await post_direct(mesh, envelope)
+        else:
+            once = bool(request.request_id or request.envelope.message_id)
+            await post(mesh, envelope, identity, once=once)
+        return response
+
+    async def _request(
+        self, envelope: pb.Envelope, identity: str, seconds: float, *, direct: bool
+    ) -> pb.Envelope:
+        """Sends a message and returns its answer; raises MeshError DEADLINE_EXCEEDED without one."""
+        mesh = self._mesh
+        deadline = time.time() + seconds
+
+        async def add(item_id: str, channel: str) -> Ticket:
+            await wait_for_answer(mesh, envelope, item_id, channel, seconds)
+            if not direct:
+                return await post(
+                    mesh,
+                    envelope,
+                    identity,
+                    once=False,
+                    item_id=item_id,
+                    reply_to=channel,
+                    deadline=deadline,
+                )
+            if not await post_direct(mesh, envelope):
+                raise unknown_recipient(envelope.recipient, may_hold=False)
+            return Ticket(item_id, "", "", "", repeated=False)
+
+        ends = asyncio.get_running_loop().time() + seconds
+        try:
+            async with mesh.client.awaiting(mesh.mailboxes.queue, add) as submission:
+                return answer_of(await submission.outcome(ends))
+        except MeshError as error:
+            if error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            raise deadline_exceeded(
+                f"{envelope.recipient} did not answer in {seconds:.3g} s.",
+                reason="NO_REPLY",
+                message_id=envelope.message_id,
+            ) from error
+        finally:
+            with contextlib.suppress(Exception):
+                key = mesh.mailboxes.keys.waiter(envelope.sender, envelope.message_id)
+                await mesh.redis.delete(key)
+
+    async def BroadcastMessage(
+        self, request: pb.BroadcastMessageRequest, context: Context
+    ) -> pb.BroadcastMessageResponse:
+        """Sends a message to every live agent that fits."""
+        mesh, identity = self._mesh, caller()
+        if request.envelope.recipient:
+            raise invalid_argument("envelope.recipient", "a broadcast has none")
+        envelope = await accept(mesh, request.envelope, identity, request.request_id)
+        wanted = AgentFilter(capabilities=request.capabilities, agent_type=request.agent_type)
+        recipients = [
+            agent.agent_id
+            for agent in await mesh.directory.everybody()
+            if fits(agent, wanted) and (request.include_sender or agent.agent_id != envelope.sender)
+        ]
+        once = bool(request.request_id or request.envelope.message_id)
+        direct = request.delivery_mode == pb.DELIVERY_MODE_DIRECT
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def send(agent_id: str) -> str:
+            copy = pb.Envelope()
+            copy.CopyFrom(envelope)
+            copy.recipient = agent_id
+            async with room:
+                try:
+                    if direct:
+                        await post_direct(mesh, copy)
+                    else:
+                        await post(mesh, copy, identity, once=once)
+                except MeshError as error:
+                    if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                        raise
+                    return agent_id
+            return ""
+
+        refused = await asyncio.gather(*map(send, recipients))
+        return pb.BroadcastMessageResponse(
+            message_id=envelope.message_id,
+            recipients=len(recipients),
+            refused_agent_ids=sorted(filter(None, refused)),
+        )

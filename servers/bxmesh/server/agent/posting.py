@@ -1,0 +1,144 @@
+"""Checking messages, and putting them on their way."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from bxmesh.agent.v1 import message_pb2
+from bxmesh.server import telemetry
+from bxmesh.server.agent.mesh import AgentMesh
+from bxmesh.server.errors import (
+    deadline_exceeded,
+    invalid_argument,
+    not_found,
+    permission_denied,
+)
+from bxmesh.server.streams import Ticket
+from bxmesh.server.streams.mailboxes import MEDIUM, MESSAGE
+from bxmesh.work.v1 import work_pb2
+
+__all__ = [
+    "accept",
+    "deadline_of",
+    "finished",
+    "post",
+    "post_direct",
+    "require_recipient",
+    "unknown_recipient",
+]
+
+MOST_ENVELOPE_BYTES = 1 << 20
+
+
+async def accept(
+    mesh: AgentMesh, envelope: message_pb2.Envelope, identity: str, request_id: str
+) -> message_pb2.Envelope:
+    """Returns a message as it goes on its way; raises MeshError for one that may not.
+
+    The sender is never believed: it is an agent that the caller registered, or the caller.
+    """
+    accepted = message_pb2.Envelope()
+    accepted.CopyFrom(envelope)
+    if accepted.ByteSize() > MOST_ENVELOPE_BYTES:
+        raise invalid_argument(
+            "envelope.payload",
+            f"the message has {accepted.ByteSize()} bytes, {MOST_ENVELOPE_BYTES} are the most;"
+            " upload a bundle and send its name",
+            reason="PAYLOAD_TOO_LARGE",
+        )
+    accepted.sender = await _sender(mesh, accepted.sender, identity)
+    if not accepted.message_id:
+        # A repeated request gets the same name, and so is one message.
+        accepted.message_id = (
+            str(uuid.uuid5(uuid.NAMESPACE_OID, f"{identity}\0{request_id}"))
+            if request_id
+            else str(uuid.uuid4())
+        )
+    expires = deadline_of(accepted)
+    if expires is not None and expires <= time.time():
+        raise deadline_exceeded("The message has expired already.", reason="MESSAGE_EXPIRED")
+    return finished(accepted)
+
+
+def finished(envelope: message_pb2.Envelope) -> message_pb2.Envelope:
+    """Fills in what the server says of every message."""
+    envelope.priority = envelope.priority or message_pb2.PRIORITY_MEDIUM
+    envelope.create_time.GetCurrentTime()
+    if not envelope.trace_context:
+        telemetry.inject(envelope.trace_context)
+    return envelope
+
+
+def deadline_of(envelope: message_pb2.Envelope) -> float | None:
+    """When a message is pointless, in Unix seconds."""
+    if not envelope.HasField("expire_time"):
+        return None
+    return envelope.expire_time.seconds + envelope.expire_time.nanos / 1e9
+
+
+async def _sender(mesh: AgentMesh, sender: str, identity: str) -> str:
+    if sender in ("", identity):
+        return identity
+    agent = await mesh.directory.find(sender)
+    if agent is not None and agent.identity == identity:
+        return sender
+    raise permission_denied(
+        f"{identity} may not send as {sender}: no agent of that name is registered by it.",
+        reason="SENDER_FORGED",
+        sender=sender,
+    )
+
+
+async def require_recipient(mesh: AgentMesh, agent_id: str) -> bool:
+    """Whether an agent lives; raises MeshError INVALID_ARGUMENT without a name."""
+    if not agent_id:
+        raise invalid_argument(
+            "envelope.recipient", "name the agent; BroadcastMessage sends to many"
+        )
+    return await mesh.directory.find(agent_id) is not None
+
+
+def unknown_recipient(agent_id: str, *, may_hold: bool) -> Exception:
+    """The error for a recipient that does not live."""
+    remedy = " Set hold_for_recipient to keep the message for it." if may_hold else ""
+    return not_found(
+        f"No agent called {agent_id} is alive.{remedy}",
+        reason="AGENT_NOT_FOUND",
+        agent_id=agent_id,
+    )
+
+
+async def post(
+    mesh: AgentMesh,
+    envelope: message_pb2.Envelope,
+    identity: str,
+    *,
+    once: bool,
+    item_id: str = "",
+    reply_to: str = "",
+    deadline: float | None = None,
+) -> Ticket:
+    """Puts a message into its recipient's mailbox; with `once` its name is remembered, so that it is
+    one message however often it is sent."""
+    name = f"{identity}:message:{envelope.recipient}:{envelope.message_id}"
+    limits = [each for each in (deadline_of(envelope), deadline) if each is not None]
+    return await mesh.mailboxes.put(
+        envelope.recipient,
+        MESSAGE,
+        envelope,
+        priority=envelope.priority or MEDIUM,
+        item_id=item_id,
+        request_id=name if once else "",
+        reply_to=reply_to,
+        deadline=min(limits, default=None),
+        identity=identity,
+    )
+
+
+async def post_direct(mesh: AgentMesh, envelope: message_pb2.Envelope) -> int:
+    """Hands a message to whoever is connected now; returns how many got it."""
+    direct = work_pb2.DirectMessage(
+        agent_id=envelope.recipient, envelope=envelope.SerializeToString()
+    )
+    return await mesh.mailboxes.tell(envelope.recipient, work_pb2.Notice(direct=direct))
