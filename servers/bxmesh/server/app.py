@@ -19,10 +19,7 @@ from bxmesh.agent.v1 import agent_service_pb2
 from bxmesh.geometry.v1 import geometry_service_pb2
 from bxmesh.registry.v1 import registry_service_pb2
 from bxmesh.security.v1 import security_service_pb2
-from bxmesh.server.agent.connections import Connections
-from bxmesh.server.agent.directory import Directory
-from bxmesh.server.agent.mesh import AgentMesh, NoTasks
-from bxmesh.server.agent.service import AgentService
+from bxmesh.server.agent.service import agent_service
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.embedded_valkey import EmbeddedValkey
 from bxmesh.server.geometry.agent.capabilities import CAPABILITIES
@@ -40,8 +37,6 @@ from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.security.admin_key import AdminKeyAuthenticator, load_or_create
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, QueueGauges, WorkClient, WorkQueue, connect
-from bxmesh.server.streams.bells import Bells
-from bxmesh.server.streams.mailboxes import Mailboxes
 from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.server.unimplemented import offer
 from bxmesh.server.worker_pool import WorkerPool
@@ -179,31 +174,12 @@ async def _add_services(
         names.append(offer(grpc_server, registry_service_pb2, registry))
         drains.append(registry.drain)
     if "agent" in settings.services:
-        agents = await _agent_service(server, stack)
+        agents = await stack.enter_async_context(agent_service(settings, redis, (server.queue,)))
         names.append(offer(grpc_server, agent_service_pb2, agents))
         drains.append(agents.drain)
     if "security" in settings.services:
         names.append(offer(grpc_server, security_service_pb2))
     return names, drains
-
-
-async def _agent_service(server: MeshServer, stack: contextlib.AsyncExitStack) -> AgentService:
-    settings, redis = server.settings, server.redis
-    mailboxes = Mailboxes(redis, settings.mailbox_options)
-    live = LiveAgents(redis)
-    mesh = AgentMesh(
-        settings,
-        redis,
-        mailboxes,
-        await stack.enter_async_context(Bells(redis, mailboxes.keys.cancellations)),
-        await stack.enter_async_context(WorkClient(redis)),
-        live,
-        Directory(live),
-        Connections(),
-        NoTasks(),
-        (server.queue,),
-    )
-    return await stack.enter_async_context(AgentService(mesh))
 
 
 async def _sweep(store: BundleStore) -> None:

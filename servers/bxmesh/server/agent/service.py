@@ -3,23 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 
+from redis.asyncio import Redis
+
 from bxmesh.server.agent.connect_rpc import ConnectRpc
+from bxmesh.server.agent.connections import Connections
+from bxmesh.server.agent.directory import Directory
 from bxmesh.server.agent.lease_watch import watch_leases
-from bxmesh.server.agent.mesh import AgentMesh
+from bxmesh.server.agent.mesh import AgentMesh, NoTasks
 from bxmesh.server.agent.message_rpcs import MessageRpcs
+from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.open_streams import OpenStreams
+from bxmesh.server.settings import Settings
+from bxmesh.server.streams import WorkClient, WorkQueue
+from bxmesh.server.streams.bells import Bells
+from bxmesh.server.streams.mailboxes import Mailboxes
 from bxmesh.server.streams.tasks import end_tasks
 
-__all__ = ["AgentService"]
+__all__ = ["AgentService", "agent_service"]
+
+
+@asynccontextmanager
+async def agent_service(
+    settings: Settings, redis: Redis, work_queues: tuple[WorkQueue, ...] = ()
+) -> AsyncIterator[AgentService]:
+    """A service with all that it needs, within a block."""
+    mailboxes = Mailboxes(redis, settings.mailbox_options)
+    live = LiveAgents(redis)
+    async with (
+        Bells(redis, mailboxes.keys.cancellations) as bells,
+        WorkClient(redis) as client,
+    ):
+        mesh = AgentMesh(
+            settings,
+            redis,
+            mailboxes,
+            bells,
+            client,
+            live,
+            Directory(live),
+            Connections(),
+            NoTasks(),
+            work_queues,
+        )
+        async with AgentService(mesh) as service:
+            yield service
 
 
 class AgentService(ConnectRpc, MessageRpcs):
     """All RPCs of the agent service; an async context manager, within which mailboxes are kept."""
 
     def __init__(self, mesh: AgentMesh) -> None:
-        self._mesh = mesh
+        self.mesh = self._mesh = mesh
         self._streams = OpenStreams()
         self._keepers: list[asyncio.Task[None]] = []
         mesh.bells.on_direct = mesh.connections.deliver_direct
