@@ -160,6 +160,7 @@ class Connection:
                     await self._moved.wait()
                     continue
                 bell.clear()
+                self._moved.clear()
                 most = min(self._credit, _MOST_TAKEN)
                 try:
                     entries = await self._mailboxes.take(
@@ -176,7 +177,6 @@ class Connection:
 
     async def _wait_for(self, ringing: Awaitable[bool]) -> None:
         """Waits for news, or for the agent to drain."""
-        self._moved.clear()
         waiting = [asyncio.ensure_future(ringing), asyncio.ensure_future(self._moved.wait())]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
