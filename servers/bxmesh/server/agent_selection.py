@@ -15,7 +15,7 @@ from bxmesh.registry.v1.agent_pb2 import (
 )
 from bxmesh.server.errors import not_found, unavailable
 
-__all__ = ["best_first", "fits", "free_slots", "missing_capabilities", "select"]
+__all__ = ["best_first", "fits", "free_slots", "missing_capabilities", "select", "sticky_score"]
 
 _ACTIVE = (AGENT_STATUS_ACTIVE,)
 _STAYING = (AGENT_STATUS_ACTIVE, AGENT_STATUS_BUSY)
@@ -79,8 +79,8 @@ def select(
     if not sticky_key:
         drawn = random.sample(free, min(2, len(free)))
         return min(drawn, key=_load), False
-    chosen = max(free, key=lambda agent: _score(sticky_key, agent.agent_id))
-    owner = max(fitting, key=lambda agent: _score(sticky_key, agent.agent_id))
+    chosen = max(free, key=lambda agent: sticky_score(sticky_key, agent.agent_id))
+    owner = max(fitting, key=lambda agent: sticky_score(sticky_key, agent.agent_id))
     return chosen, chosen is owner
 
 
@@ -97,5 +97,6 @@ def _load(agent: Agent) -> float:
     return max(agent.current_load, agent.active_tasks / max(1, agent.max_concurrent_tasks))
 
 
-def _score(key: str, agent_id: str) -> bytes:
+def sticky_score(key: str, agent_id: str) -> bytes:
+    """Orders agents for a sticky key: the one with the highest owns it."""
     return hashlib.blake2b(f"{key}\0{agent_id}".encode(), digest_size=8).digest()
