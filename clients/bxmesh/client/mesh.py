@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypedDict, Unpack
 from uuid import uuid4
 
 import numpy as np
@@ -33,12 +33,31 @@ from bxmesh.client.values import Progress
 from bxmesh.geometry.v1 import gradients_pb2, model_pb2
 from bxmesh.tensors import to_message as to_tensor
 
-__all__ = ["AsyncMesh", "Source"]
+__all__ = ["AsyncMesh", "MeshOptions", "Source"]
 
 Source = str | Path | bytes
 """A file's path, its bytes, or the name of a bundle."""
 
 _INLINE_BYTES = 2 * 1024 * 1024
+
+
+class MeshOptions(TypedDict, total=False):
+    """What AsyncMesh is made with."""
+
+    address: str | None
+    """HOST:PORT or unix:PATH."""
+    api_key: str | None
+    """The key that says who the caller is."""
+    tls: bool | None
+    """Whether to use TLS."""
+    root_certificates: bytes | str | Path | None
+    """The certificates to trust (PEM)."""
+    state_dir: str | Path | None
+    """The state directory of a mesh on this machine."""
+    timeouts: Timeouts | None
+    """How long calls may take."""
+    retries: int
+    """How often calls are repeated while the mesh is unavailable."""
 
 
 class AsyncMesh(AgentCalls):

@@ -1,6 +1,10 @@
 """Agents: who they are, the messages and tasks they exchange, the state they keep."""
 
+from bxmesh.client.agents.agent import Agent
+from bxmesh.client.agents.capabilities import Capability
 from bxmesh.client.agents.dead_letters import DeadLetter
+from bxmesh.client.agents.failures import Drop, HandlerTimeout, Retry, Unhandled
+from bxmesh.client.agents.handlers import on, task
 from bxmesh.client.agents.live_agents import AgentEvent, AgentInfo, Discovery
 from bxmesh.client.agents.messages import (
     BroadcastReceipt,
@@ -13,25 +17,38 @@ from bxmesh.client.agents.payloads import PayloadMismatch
 from bxmesh.client.agents.queues import QueueStats, Replay
 from bxmesh.client.agents.retry import RetryPolicy
 from bxmesh.client.agents.states import AgentState
+from bxmesh.client.agents.stats import AgentStats, HandlerStats
+from bxmesh.client.agents.task_context import TaskContext
 from bxmesh.client.agents.tasks import Task, TaskProgress, TaskState, TaskStats
 
 __all__ = [
+    "Agent",
     "AgentEvent",
     "AgentInfo",
     "AgentState",
+    "AgentStats",
     "BroadcastReceipt",
+    "Capability",
     "DeadLetter",
     "DeliveryMode",
     "Discovery",
+    "Drop",
+    "HandlerStats",
+    "HandlerTimeout",
     "Message",
     "PayloadMismatch",
     "Priority",
     "QueueStats",
     "Receipt",
     "Replay",
+    "Retry",
     "RetryPolicy",
     "Task",
+    "TaskContext",
     "TaskProgress",
     "TaskState",
     "TaskStats",
+    "Unhandled",
+    "on",
+    "task",
 ]

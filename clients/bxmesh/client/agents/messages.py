@@ -34,6 +34,9 @@ PRIORITIES = EnumNames(pb.Priority, "PRIORITY_")
 
 T = TypeVar("T")
 
+ERROR_REPORT = "ERROR_REPORT"
+"""The type of messages that tell a sender why its message could not be handled."""
+
 
 class MessageOptions(TypedDict, total=False):
     """What can be said about a message besides its recipient, type and payload."""
@@ -100,7 +103,9 @@ class Message:
     """What sends its reply; None outside a handler."""
 
     def __repr__(self) -> str:
-        return f"Message({self.type!r} from {self.sender!r}, id={self.id!r}, {self.attempt=})"
+        return (
+            f"Message({self.type!r} from {self.sender!r}, id={self.id!r}, attempt={self.attempt})"
+        )
 
     @property
     def id(self) -> str:

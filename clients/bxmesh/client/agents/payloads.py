@@ -13,7 +13,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from bxmesh.agent.v1.message_pb2 import JsonPayload, Payload
 from bxmesh.client.errors import InvalidInput
@@ -57,7 +57,9 @@ def encode(value: object) -> Payload:
             packed.Pack(value)
             return Payload(protobuf=packed)
     try:
-        text = to_json(value, by_alias=True, inf_nan_mode="strings").decode()
+        # Models write NaN as null when they are asked for JSON directly.
+        plain = to_jsonable_python(value, by_alias=True)
+        text = to_json(plain, inf_nan_mode="strings").decode()
     except PydanticSerializationError as error:
         raise invalid("payload", f"the payload has no JSON: {error}") from error
     schema = type(value).__name__ if isinstance(value, BaseModel) else ""

@@ -14,7 +14,9 @@ from bxmesh.agent.v1 import state_pb2 as pb
 from bxmesh.client.agents.times import from_timestamp
 from bxmesh.client.names import invalid
 
-__all__ = ["AgentState", "to_struct"]
+__all__ = ["AgentState", "from_struct", "to_struct"]
+
+_LARGEST_EXACT = 2**53
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,27 @@ class AgentState:
         """Returns the state that the message describes."""
         return cls(
             agent_id=message.agent_id,
-            value=json_format.MessageToDict(message.value),
+            value=from_struct(message.value),
             revision=message.revision,
             update_time=from_timestamp(message.update_time),
             updated_by=message.updated_by,
         )
+
+
+def from_struct(struct: Struct) -> dict[str, Any]:
+    """Returns a message as a JSON object; numbers without a fraction are int."""
+    return {key: _plain(value) for key, value in json_format.MessageToDict(struct).items()}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case float() if value.is_integer() and abs(value) <= _LARGEST_EXACT:
+            return int(value)
+        case dict():
+            return {key: _plain(each) for key, each in value.items()}
+        case list():
+            return [_plain(each) for each in value]
+    return value
 
 
 def to_struct(value: Mapping[str, Any]) -> Struct:

@@ -8,9 +8,12 @@ from datetime import UTC
 from typing import Unpack
 from uuid import uuid4
 
+from google.rpc import status_pb2
+
 from bxmesh.agent.v1 import message_pb2 as pb
 from bxmesh.client.agents.messages import (
     DELIVERY_MODES,
+    ERROR_REPORT,
     BroadcastReceipt,
     DeliveryMode,
     Message,
@@ -21,6 +24,7 @@ from bxmesh.client.agents.messages import (
 from bxmesh.client.agents.times import to_duration
 from bxmesh.client.agents.traces import sending
 from bxmesh.client.connection import Connection, translated
+from bxmesh.client.errors import from_status
 
 __all__ = ["MessageCalls"]
 
@@ -99,7 +103,10 @@ class MessageCalls:
                 return response
 
             response = await self._connection.retried(call)
-        return Message(response.reply, delivery_mode=mode)
+        reply = Message(response.reply, delivery_mode=mode)
+        if reply.type == ERROR_REPORT:
+            raise from_status(reply.read(status_pb2.Status))
+        return reply
 
     async def broadcast(
         self,
