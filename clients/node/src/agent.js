@@ -192,12 +192,13 @@ export class Agent {
       () => this.#lease.changed(),
     );
     const aborted = once(this.#abort.signal, 'abort');
+    const fails = (error) => this.#fail(error);
     const serve = async () => {
       await this.#mailbox.serve(attached);
       await Promise.race([this.#mailbox.finished(), aborted]);
       this.#abort.abort();
     };
-    const fails = (error) => this.#fail(error);
+    await this.#lease.acquire().catch(fails);
     await Promise.all([this.#lease.keep().catch(fails), serve().catch(fails)]);
     const stopped = new BxmeshError('the agent has stopped', 'CANCELLED', { reason: 'AGENT_STOPPED' });
     this.#mailbox.abort(this.#failure ?? stopped);

@@ -65,13 +65,21 @@ export class Connection {
   /** Whether it was closed for good. */
   closed = false;
   #apiKey;
+  #client;
   #live = new Set();
 
   constructor({ address, apiKey, credentials }, retries) {
     this.address = address;
     this.retries = retries;
     this.#apiKey = apiKey;
-    this.client = new MeshClient(address, credentials, CHANNEL_OPTIONS);
+    this.#client = new MeshClient(address, credentials, CHANNEL_OPTIONS);
+  }
+
+  /** The client of all services. */
+  get client() {
+    if (!this.closed) return this.#client;
+    const reason = { reason: 'CONNECTION_CLOSED' };
+    throw new BxmeshError('the connection to the mesh is closed', 'CANCELLED', reason);
   }
 
   /** Returns the metadata of an attempt. */
@@ -156,7 +164,7 @@ export class Connection {
   close() {
     this.closed = true;
     for (const call of this.#live) call.cancel();
-    this.client.close();
+    this.#client.close();
   }
 
   #hold(call, { signal }) {
@@ -174,11 +182,12 @@ export class Connection {
   }
 
   #answered(operation, method, ...request) {
+    const { client } = this;
     let call;
     const answer = new Promise((resolve, reject) => {
       const settle = (error, response) => (error ? reject(error) : resolve(response));
       const options = { deadline: operation.deadline };
-      call = this.client[method](...request, this.metadata(operation), options, settle);
+      call = client[method](...request, this.metadata(operation), options, settle);
     });
     return { call, answer };
   }

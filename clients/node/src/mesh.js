@@ -180,13 +180,10 @@ export class Mesh {
   async broadcast(messageType, value, { capabilities, agentType, includeSender, ...options } = {}) {
     const { call, way, fields } = message(options);
     const operation = new Operation(call, CALL_MILLISECONDS);
-    const whom = { ...way, capabilities, agentType, includeSender };
-    return await broadcastMessage(
-      this.#connection,
-      envelopeOf(messageType, value, fields),
-      whom,
-      operation,
-    );
+    const { deliveryMode } = way;
+    const whom = { deliveryMode, capabilities, agentType, includeSender };
+    const envelope = envelopeOf(messageType, value, fields);
+    return await broadcastMessage(this.#connection, envelope, whom, operation);
   }
 
   /**

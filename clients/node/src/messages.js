@@ -5,6 +5,8 @@ import { BxmeshError, checked, invalid } from './errors.js';
 import { date, duration, entries, json, object, payload, timestamp } from './values.js';
 
 const ENVELOPE = 'bxmesh.agent.v1.Envelope';
+const MOST_SCHEMA = 256;
+const MOST_HEADERS = 64;
 const MESSAGE_TYPE = /^[A-Za-z][A-Za-z0-9_.-]{0,127}$/;
 
 /**
@@ -156,7 +158,8 @@ export class DeliveredMessage extends Message {
       const reason = { reason: 'ALREADY_ANSWERED' };
       throw new BxmeshError(`${this.id} is answered already`, 'FAILED_PRECONDITION', reason);
     }
-    this.answer = envelopeOf(type, value, options);
+    const { priority, headers, schema } = options;
+    this.answer = envelopeOf(type, value, { priority, headers, schema });
     if (!this.direct) return;
     await this.#sendDirect({
       ...this.answer,
@@ -204,6 +207,13 @@ export async function broadcastMessage(connection, envelope, whom, operation) {
 export function envelopeOf(messageType, value, { schema, headers, expireTime, ...fields }) {
   if (!MESSAGE_TYPE.test(messageType)) {
     throw invalid('messageType', 'must be a letter, then letters, digits, "_", "." or "-"');
+  }
+  if (schema?.length > MOST_SCHEMA) throw invalid('schema', `is longer than ${MOST_SCHEMA}`);
+  const facts = Object.entries(headers ?? {});
+  const fits = ([name, value]) =>
+    name.length >= 1 && name.length <= 63 && typeof value === 'string' && value.length <= 1024;
+  if (facts.length > MOST_HEADERS || !facts.every(fits)) {
+    throw invalid('headers', 'are at most 64 strings of 1024 characters, with names of 1 to 63');
   }
   return {
     ...checked(ENVELOPE, fields),

@@ -15,31 +15,63 @@ const FIND = 'import importlib.util; print(importlib.util.find_spec("iotbx").ori
 
 const run = promisify(execFile);
 
-/** Starts a mesh in a temporary directory whose path is short enough for unix sockets. */
-export async function startMesh({ listen = 'unix:', args = [] } = {}) {
+/**
+ * Starts a mesh in a temporary directory whose path is short enough for unix sockets.
+ *
+ * @param {object} [options]
+ * @param {string} [options.listen]
+ * @param {string[]} [options.args]
+ * @param {Record<string, string>} [options.settings] environment variables
+ */
+export async function startMesh({ listen = 'unix:', args = [], settings = {} } = {}) {
   const stateDirectory = await mkdtemp(join(tmpdir(), 'bx-'));
+  const command = ['-m', 'bxmesh.server.cli', 'serve', '--workers', '1', '--state-dir', stateDirectory];
+  let running;
+  const start = async (address) => {
+    running = await serve(stateDirectory, [...command, '--listen', address, ...args], settings);
+    return running.address;
+  };
+  const end = async (signal) => {
+    running.server.kill(signal);
+    await running.exited;
+  };
+  try {
+    const address = await start(listen);
+    return {
+      address,
+      stateDirectory,
+      /** Ends it without a warning. */
+      kill: () => end('SIGKILL'),
+      /** Starts it again where it was. */
+      restart: () => start(address),
+      stop: async () => {
+        await end('SIGTERM');
+        await rm(stateDirectory, { recursive: true });
+      },
+    };
+  } catch (error) {
+    await rm(stateDirectory, { recursive: true });
+    throw error;
+  }
+}
+
+async function serve(stateDirectory, command, settings) {
   const logPath = join(stateDirectory, 'server.log');
   const log = await open(logPath, 'a');
-  const command = ['-m', 'bxmesh.server.cli', 'serve', '--workers', '1', '--listen', listen];
-  const server = spawn(PYTHON, [...command, '--state-dir', stateDirectory, ...args], {
-    stdio: ['ignore', log.fd, log.fd],
-  });
+  const env = { ...process.env, ...settings };
+  const server = spawn(PYTHON, command, { stdio: ['ignore', log.fd, log.fd], env });
   await log.close();
   const exited = once(server, 'exit');
-  const stop = async () => {
-    server.kill('SIGTERM');
-    await exited;
-    await rm(stateDirectory, { recursive: true });
-  };
   const deadline = Date.now() + START_MILLISECONDS;
   while (Date.now() < deadline && server.exitCode === null) {
     const file = await readFile(join(stateDirectory, 'server.json'), 'utf8').catch(() => '{}');
     const { pid, address } = JSON.parse(file);
-    if (pid === server.pid) return { address, stateDirectory, stop };
+    if (pid === server.pid) return { server, exited, address };
     await sleep(50);
   }
+  server.kill('SIGTERM');
+  await exited;
   const end = (await readFile(logPath, 'utf8')).slice(-2000);
-  await stop();
   throw new Error(`The mesh did not start. The end of its log:\n${end}`);
 }
 

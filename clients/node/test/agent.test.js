@@ -1,0 +1,449 @@
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { after, afterEach, before, suite, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Agent, BxmeshError, Drop, Mesh } from '../src/index.js';
+import { connectionOf } from '../src/mesh.js';
+import { Operation } from '../src/calls.js';
+import { startProxy } from './proxy.js';
+import { startMesh } from './server.js';
+
+const silent = () => {};
+
+/** What is given to a test once something else has happened. */
+function gate() {
+  let open;
+  const opened = new Promise((resolve) => {
+    open = resolve;
+  });
+  return { open, opened };
+}
+
+async function until(condition) {
+  while (!(await condition())) await sleep(20);
+}
+
+suite('agents', { timeout: 120_000 }, () => {
+  const settings = { BXMESH_DELIVERY_LEASE: '2', BXMESH_MESSAGE_ATTEMPTS: '3' };
+  let server;
+  let mesh;
+  let agents = [];
+  let names = 0;
+
+  before(async () => {
+    server = await startMesh({ settings });
+    mesh = new Mesh(server);
+  });
+
+  after(async () => {
+    mesh?.close();
+    await server?.stop();
+  });
+
+  afterEach(async () => {
+    for (const agent of agents) await agent.stop();
+    agents = [];
+  });
+
+  function agentOf(options = {}, through = mesh) {
+    names += 1;
+    const id = `agent-${names}`;
+    const agent = new Agent(through, { id, type: 'test', onError: silent, ...options });
+    agents.push(agent);
+    return agent;
+  }
+
+  async function greeter(options, through) {
+    const agent = agentOf(options, through);
+    agent.on('greeting.request', async (message) => {
+      await message.reply('greeting.response', { text: `Hello, ${message.json.name}` });
+    });
+    await agent.start();
+    return agent;
+  }
+
+  for (const deliveryMode of ['durable', 'direct']) {
+    test(`answer a request, ${deliveryMode}`, async () => {
+      const { id } = await greeter();
+      const caller = await greeter();
+      const options = { deliveryMode, conversationId: 'c', headers: { a: 'b' } };
+      for (const from of [mesh, caller]) {
+        const reply = await from.request(id, 'greeting.request', { name: 'Ada' }, options);
+        assert.equal(reply.type, 'greeting.response');
+        assert.deepEqual(reply.json, { text: 'Hello, Ada' });
+        assert.equal(reply.sender, id);
+        assert.equal(reply.conversationId, 'c');
+        assert.ok(reply.createTime instanceof Date);
+      }
+    });
+
+    test(`get answers as messages where nobody waits, ${deliveryMode}`, async () => {
+      const { id } = await greeter();
+      const answered = gate();
+      const caller = agentOf();
+      caller.on('greeting.response', answered.open);
+      await caller.start();
+      const sent = await caller.send(id, 'greeting.request', { name: 'Bo' }, { deliveryMode });
+      const answer = await answered.opened;
+      assert.deepEqual(answer.json, { text: 'Hello, Bo' });
+      assert.equal(answer.sender, id);
+      assert.equal(answer.correlationId, sent.messageId);
+      assert.equal(answer.direct, deliveryMode === 'direct');
+      assert.equal(sent.receivers, deliveryMode === 'direct' ? 1 : 0);
+    });
+  }
+
+  test('get all that was said of a message', async () => {
+    const got = gate();
+    const agent = agentOf();
+    agent.on('note.*', got.open);
+    await agent.start();
+    const expireTime = new Date(Date.now() + 60_000);
+    const traceparent = `00-${'1'.repeat(32)}-${'2'.repeat(16)}-01`;
+    await mesh.send(agent.id, 'note.short', [1, null, 'ü'], {
+      messageId: 'm-1',
+      priority: 'high',
+      headers: { colour: 'blue' },
+      expireTime,
+      traceparent,
+    });
+    const message = await got.opened;
+    assert.deepEqual(message.json, [1, null, 'ü']);
+    assert.deepEqual(message.headers, { colour: 'blue' });
+    assert.deepEqual(message.expireTime, expireTime);
+    assert.equal(message.id, 'm-1');
+    assert.equal(message.priority, 'high');
+    assert.equal(message.recipient, agent.id);
+    assert.equal(message.attempt, 1);
+    assert.equal(message.maxAttempts, 3);
+    assert.equal(message.traceparent, traceparent);
+  });
+
+  test('are given again what their handler threw at', async () => {
+    const attempts = [];
+    const agent = agentOf();
+    agent.on('hard.request', async (message) => {
+      attempts.push(message.attempt);
+      const soon = { reason: 'NOT_YET', retryAfter: 10 };
+      if (message.attempt < 3) throw new BxmeshError('not yet', 'UNAVAILABLE', soon);
+      await message.reply('hard.response', attempts);
+    });
+    await agent.start();
+    const reply = await mesh.request(agent.id, 'hard.request');
+    assert.deepEqual(reply.json, [1, 2, 3]);
+  });
+
+  test('drop what cannot be done, which is a dead letter then', async () => {
+    const errors = [];
+    const agent = agentOf({ onError: (error, { type }) => errors.push([error.reason, type]) });
+    agent.on('bad.request', () => {
+      throw new Drop('there is no such model', { code: 'NOT_FOUND', reason: 'NO_MODEL' });
+    });
+    await agent.start();
+    const wanted = { code: 'NOT_FOUND', reason: 'NO_MODEL', message: 'there is no such model' };
+    await assert.rejects(mesh.request(agent.id, 'bad.request', { model: 1 }), wanted);
+    const [letter, ...others] = await mesh.deadLetters({ agentId: agent.id });
+    assert.equal(others.length, 0);
+    assert.equal(letter.error.reason, 'NO_MODEL');
+    assert.equal(letter.message.type, 'bad.request');
+    assert.deepEqual(letter.message.json, { model: 1 });
+    assert.equal(letter.attempts, 1);
+    assert.deepEqual(errors, [['NO_MODEL', 'bad.request']]);
+  });
+
+  test('give up what never succeeds, with the last error', async () => {
+    const agent = agentOf();
+    agent.on('never.request', () => {
+      throw Object.assign(new TypeError('oh'), { retryAfter: 0 });
+    });
+    await agent.start();
+    const wanted = { reason: 'HANDLER_FAILED', message: 'TypeError: oh' };
+    await assert.rejects(mesh.request(agent.id, 'never.request'), wanted);
+    const [letter] = await mesh.deadLetters({ agentId: agent.id });
+    assert.equal(letter.attempts, 3);
+  });
+
+  test('keep what they work on for as long as it takes', async () => {
+    const agent = agentOf();
+    const attempts = [];
+    agent.on('slow.request', async (message) => {
+      attempts.push(message.attempt);
+      await sleep(5000);
+      message.signal.throwIfAborted();
+      await message.reply('slow.response');
+    });
+    await agent.start();
+    assert.equal((await mesh.request(agent.id, 'slow.request')).json, undefined);
+    assert.deepEqual(attempts, [1]);
+  });
+
+  test('handle no more at a time than they said', async () => {
+    let running = 0;
+    let most = 0;
+    let handled = 0;
+    const agent = agentOf({ concurrency: 3 });
+    agent.on('*', async () => {
+      running += 1;
+      most = Math.max(most, running);
+      await sleep(10);
+      running -= 1;
+      handled += 1;
+    });
+    await agent.start();
+    for (const deliveryMode of ['durable', 'direct']) {
+      handled = 0;
+      const sent = Array.from({ length: 20 }, () => mesh.send(agent.id, 'x', 1, { deliveryMode }));
+      await Promise.all(sent);
+      await until(() => handled === 20);
+      assert.equal(most, 3);
+    }
+  });
+
+  test('share a mailbox over two connections, of which one may go', async () => {
+    const handled = new Map();
+    const firstHasOne = gate();
+    const secondHasOne = gate();
+    const secondMesh = new Mesh(server);
+    const first = agentOf({ concurrency: 1 });
+    const work = (name, begun, hold) => async (message) => {
+      begun.open();
+      await hold(message);
+      handled.set(message.json, [...(handled.get(message.json) ?? []), [name, message.attempt]]);
+    };
+    first.on('share', work('first', firstHasOne, () => secondHasOne.opened));
+    await first.start();
+    const { id, leaseId } = first;
+    const second = new Agent(secondMesh, { id, type: 'test', leaseId, onError: silent });
+    const stuck = (message) => once(message.signal, 'abort').then(() => message.signal.throwIfAborted());
+    second.on('share', work('second', secondHasOne, stuck));
+    await second.start();
+    try {
+      for (let number = 0; number < 6; number += 1) await mesh.send(id, 'share', number);
+      await Promise.all([firstHasOne.opened, secondHasOne.opened]);
+      await until(() => handled.size === 5);
+      secondMesh.close();
+      await assert.rejects(second.closed);
+      await until(() => handled.size === 6);
+      const ways = [...handled.values()].flat();
+      assert.equal(ways.length, 6);
+      assert.ok(ways.every(([name]) => name === 'first'));
+      assert.equal(ways.filter(([, attempt]) => attempt > 1).length, 1);
+    } finally {
+      await second.stop();
+    }
+  });
+
+  test('hear a broadcast if they fit', async () => {
+    const heard = [];
+    const capabilities = ['cast.here'];
+    const listeners = [
+      agentOf({ capabilities }),
+      agentOf({ capabilities: [...capabilities, { name: 'cast.more', description: 'more' }] }),
+      agentOf(),
+    ];
+    for (const listener of listeners) {
+      listener.on('news', ({ json, recipient }) => heard.push([recipient, json]));
+      await listener.start();
+    }
+    // Who is there is looked up once a second.
+    await until(async () => {
+      const whom = { capabilities, deliveryMode: 'direct' };
+      return (await mesh.broadcast('ping', 1, whom)).recipients === 2;
+    });
+    const sent = await listeners[0].broadcast('news', 1, { capabilities });
+    assert.deepEqual([sent.recipients, sent.refusedAgentIds], [1, []]);
+    await until(() => heard.length > 0);
+    assert.deepEqual(heard, [[listeners[1].id, 1]]);
+  });
+
+  test('are refused what the contract does not have', async () => {
+    const agent = await greeter();
+    const code = 'INVALID_ARGUMENT';
+    await assert.rejects(mesh.send(agent.id, 'no type', 1), { code });
+    await assert.rejects(mesh.send(agent.id, 'x', 1, { priority: 'urgent' }), { code });
+    await assert.rejects(mesh.send(agent.id, 'x', 1, { deliveryMode: 'fast' }), { code });
+    await assert.rejects(mesh.send(agent.id, 'x', () => {}), { code });
+    await assert.rejects(mesh.send(agent.id, 'x', 'x'.repeat(2 ** 20)), { code });
+    await assert.rejects(mesh.send(agent.id, 'x', 1, { headers: { '': 'x' } }), { code });
+    assert.throws(() => agentOf({ colour: 'blue' }), { code });
+    assert.throws(() => agentOf({ concurrency: 0 }), { code });
+    assert.throws(() => agent.on('late', silent), { code: 'FAILED_PRECONDITION' });
+    await assert.rejects(mesh.send('nobody', 'x', 1), { reason: 'AGENT_NOT_FOUND' });
+    await assert.rejects(mesh.send(agent.id, 'x', 1, { sender: 'somebody' }), {
+      reason: 'SENDER_FORGED',
+    });
+    const late = { expireTime: new Date(0) };
+    await assert.rejects(mesh.send(agent.id, 'x', 1, late), { reason: 'MESSAGE_EXPIRED' });
+  });
+
+  test('let who waits in vain know', async () => {
+    const agent = agentOf();
+    agent.on('mute.request', silent);
+    await agent.start();
+    const request = (options) => mesh.request(agent.id, 'mute.request', 1, options);
+    const direct = { timeout: 300, deliveryMode: 'direct' };
+    await assert.rejects(request(direct), { code: 'DEADLINE_EXCEEDED', reason: 'NO_REPLY' });
+    const signal = AbortSignal.abort(new Error('enough'));
+    await assert.rejects(request({ signal }), { message: 'enough' });
+  });
+
+  test('do not start twice, nor where they may not', async () => {
+    const agent = await greeter();
+    await assert.rejects(agent.start(), { reason: 'AGENT_STATE' });
+    const stranger = new Mesh({ ...server, apiKey: 'bxm_wrong' });
+    try {
+      const other = agentOf({}, stranger);
+      await assert.rejects(other.start(), { code: 'UNAUTHENTICATED' });
+      await assert.rejects(other.closed, { code: 'UNAUTHENTICATED' });
+    } finally {
+      stranger.close();
+    }
+    const nowhere = new Mesh({ ...server, address: `${server.address}-not`, retries: 1 });
+    try {
+      await assert.rejects(agentOf({}, nowhere).start(), { code: 'UNAVAILABLE' });
+    } finally {
+      nowhere.close();
+    }
+  });
+
+  test('finish what they have when they are stopped, and leave', async () => {
+    const begun = gate();
+    const finish = gate();
+    const agent = agentOf();
+    agent.on('last.request', async (message) => {
+      begun.open();
+      await finish.opened;
+      await message.reply('last.response', 'done');
+    });
+    await agent.start();
+    const reply = mesh.request(agent.id, 'last.request');
+    await begun.opened;
+    const stopped = agent.stop({ reason: 'enough' });
+    finish.open();
+    assert.equal((await reply).json, 'done');
+    await stopped;
+    await agent.closed;
+    await assert.rejects(found(agent.id), { code: 'NOT_FOUND' });
+  });
+
+  test('give back what they cannot finish', async () => {
+    const begun = gate();
+    const aborted = gate();
+    const agent = agentOf();
+    agent.on('endless', async (message) => {
+      begun.open();
+      await once(message.signal, 'abort');
+      aborted.open(message.signal.reason);
+      message.signal.throwIfAborted();
+    });
+    await agent.start();
+    await mesh.send(agent.id, 'endless', 1);
+    await begun.opened;
+    await agent.stop({ timeout: 50 });
+    assert.equal((await aborted.opened).reason, 'AGENT_STOPPED');
+    const got = gate();
+    const successor = agentOf({ id: agent.id });
+    successor.on('endless', got.open);
+    await successor.start();
+    assert.equal((await got.opened).attempt, 2);
+  });
+
+  test('register again when their lease is over', async () => {
+    const agent = await greeter();
+    const { leaseId } = agent;
+    await call('deregisterAgent', { agentId: agent.id });
+    await until(() => agent.leaseId !== leaseId);
+    const reply = await mesh.request(agent.id, 'greeting.request', { name: 'Cy' });
+    assert.deepEqual(reply.json, { text: 'Hello, Cy' });
+  });
+
+  test('end when another process takes their name', async () => {
+    const agent = await greeter();
+    const successor = await greeter({ id: agent.id });
+    await assert.rejects(agent.closed, { reason: 'AGENT_REPLACED' });
+    const reply = await mesh.request(successor.id, 'greeting.request', { name: 'Di' });
+    assert.deepEqual(reply.json, { text: 'Hello, Di' });
+  });
+
+  test('answer on the next connection what they got on one that was lost', async () => {
+    const path = join(server.stateDirectory, 'proxy.sock');
+    const proxy = await startProxy(path, server.address.replace('unix:', ''));
+    const remote = new Mesh({ ...server, address: `unix:${path}` });
+    try {
+      const attempts = [];
+      const finish = gate();
+      const agent = agentOf({ concurrency: 2 }, remote);
+      agent.on('long.request', async (message) => {
+        attempts.push(message.attempt);
+        await finish.opened;
+        await message.reply('long.response', message.json);
+      });
+      await agent.start();
+      const replies = [1, 2, 3].map((number) => mesh.request(agent.id, 'long.request', number));
+      await until(() => attempts.length === 2);
+      proxy.cut();
+      finish.open();
+      assert.deepEqual((await Promise.all(replies)).map(({ json }) => json), [1, 2, 3]);
+      assert.deepEqual(attempts, [1, 1, 1]);
+      await agent.stop();
+    } finally {
+      remote.close();
+      await proxy.close();
+    }
+  });
+
+  async function call(method, request) {
+    return await connectionOf(mesh).unary(method, request, new Operation({}, 10_000));
+  }
+
+  async function found(agentId) {
+    return (await call('getAgent', { agentId })).agent;
+  }
+});
+
+suite('an agent whose mesh is killed', { timeout: 120_000 }, () => {
+  let server;
+
+  before(async () => {
+    server = await startMesh();
+  });
+
+  after(() => server?.stop());
+
+  test('answers again afterwards', async () => {
+    const mesh = new Mesh({ ...server, retries: 30 });
+    const agent = new Agent(mesh, { id: 'survivor', type: 'test', concurrency: 4, onError: silent });
+    const begun = gate();
+    const finish = gate();
+    const done = [];
+    agent.on('greeting.request', async (message) => {
+      await message.reply('greeting.response', message.json);
+    });
+    agent.on('long', async (message) => {
+      begun.open();
+      await finish.opened;
+      done.push(message.json);
+    });
+    await agent.start();
+    const { leaseId } = agent;
+    try {
+      for (const number of [1, 2]) await mesh.send(agent.id, 'long', number);
+      await begun.opened;
+      await server.kill();
+      finish.open();
+      await server.restart();
+      const options = { timeout: 30_000 };
+      const reply = await mesh.request(agent.id, 'greeting.request', 'again', options);
+      assert.equal(reply.json, 'again');
+      assert.equal(agent.leaseId, leaseId);
+      await until(() => done.length >= 2);
+      assert.deepEqual([...new Set(done)].sort(), [1, 2]);
+      const direct = { timeout: 30_000, deliveryMode: 'direct' };
+      assert.equal((await mesh.request(agent.id, 'greeting.request', 1, direct)).json, 1);
+    } finally {
+      await agent.stop();
+      mesh.close();
+    }
+  });
+});
