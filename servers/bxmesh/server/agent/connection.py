@@ -341,6 +341,10 @@ class Connection:
                 )
                 return await self._settlement.retry(held, error, delay=delay)
             case _:
+                # Whoever waits gets the error itself; others are told by the reply, if they can be.
+                if answer.HasField("reply"):
+                    with suppress(MeshError):
+                        await reply_to_delivery(self._mesh, self._identity, held, answer.reply)
                 return await self._settlement.bury(held, _error_of(answer))
 
     async def _extend(self, extend: delivery_pb2.Extend) -> None:
