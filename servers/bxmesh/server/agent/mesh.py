@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from redis.asyncio import Redis
 
-from bxmesh.agent.v1.task_pb2 import Task
 from bxmesh.server.agent.connections import Connections
 from bxmesh.server.agent.directory import Directory
 from bxmesh.server.interceptors import current_identity
@@ -16,26 +14,12 @@ from bxmesh.server.settings import Settings
 from bxmesh.server.streams import WorkClient, WorkQueue
 from bxmesh.server.streams.bells import Bells
 from bxmesh.server.streams.mailboxes import Mailboxes
-
-
-class TaskSource(Protocol):
-    """Knows the tasks that mailboxes deliver."""
-
-    async def deliverable(self, task_id: str, attempt: int, agent_id: str) -> Task | None:
-        """The task, if this attempt at it is still this agent's; None for a stale delivery."""
-
-
-class NoTasks:
-    """Knows no task."""
-
-    async def deliverable(self, task_id: str, attempt: int, agent_id: str) -> Task | None:
-        """None."""
-        return None
+from bxmesh.server.tasks import Tasks
 
 
 @dataclass(frozen=True)
 class AgentMesh:
-    """The mailboxes, who is connected here and who lives, as the agent service sees them."""
+    """The mailboxes, tasks, who is connected here and who lives, as the agent service sees them."""
 
     settings: Settings
     redis: Redis
@@ -45,7 +29,7 @@ class AgentMesh:
     agents: LiveAgents
     directory: Directory
     connections: Connections
-    tasks: TaskSource
+    tasks: Tasks
     work_queues: tuple[WorkQueue, ...] = ()
     """Other queues whose dead letters and figures the service shows."""
 

@@ -13,8 +13,9 @@ from bxmesh.server.agent.connect_rpc import ConnectRpc
 from bxmesh.server.agent.connections import Connections
 from bxmesh.server.agent.directory import Directory
 from bxmesh.server.agent.lease_watch import watch_leases
-from bxmesh.server.agent.mesh import AgentMesh, NoTasks
+from bxmesh.server.agent.mesh import AgentMesh
 from bxmesh.server.agent.message_rpcs import MessageRpcs
+from bxmesh.server.agent.task_rpcs import TaskRpcs
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.settings import Settings
@@ -22,6 +23,7 @@ from bxmesh.server.streams import WorkClient, WorkQueue
 from bxmesh.server.streams.bells import Bells
 from bxmesh.server.streams.mailboxes import Mailboxes
 from bxmesh.server.streams.tasks import end_tasks
+from bxmesh.server.tasks import Tasks
 
 __all__ = ["AgentService", "agent_service"]
 
@@ -36,6 +38,7 @@ async def agent_service(
     async with (
         Bells(redis, mailboxes.keys.cancellations) as bells,
         WorkClient(redis) as client,
+        Tasks(redis, live, bells) as tasks,
     ):
         mesh = AgentMesh(
             settings,
@@ -46,14 +49,14 @@ async def agent_service(
             live,
             Directory(live),
             Connections(),
-            NoTasks(),
+            tasks,
             work_queues,
         )
         async with AgentService(mesh) as service:
             yield service
 
 
-class AgentService(ConnectRpc, MessageRpcs):
+class AgentService(ConnectRpc, MessageRpcs, TaskRpcs):
     """All RPCs of the agent service; an async context manager, within which mailboxes are kept."""
 
     def __init__(self, mesh: AgentMesh) -> None:
