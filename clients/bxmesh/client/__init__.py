@@ -1,6 +1,21 @@
 """The client of the mesh."""
 
-from bxmesh.client.agents import AgentEvent, AgentInfo, AgentState, Message, RetryPolicy, Task
+from bxmesh.client.agents import (
+    Agent,
+    AgentEvent,
+    AgentInfo,
+    AgentState,
+    Drop,
+    Message,
+    Retry,
+    RetryPolicy,
+    Supervisor,
+    Task,
+    TaskContext,
+    TaskFailed,
+    on,
+    task,
+)
 from bxmesh.client.bundles import AsyncBundles, Bundle
 from bxmesh.client.connection import Timeouts
 from bxmesh.client.errors import (
@@ -27,6 +42,7 @@ from bxmesh.client.sync import Bundles, Mesh, Session
 from bxmesh.client.values import Progress, SampleValue
 
 __all__ = [
+    "Agent",
     "AgentEvent",
     "AgentInfo",
     "AgentState",
@@ -39,6 +55,7 @@ __all__ = [
     "BxmeshError",
     "Cancelled",
     "DeadlineExceeded",
+    "Drop",
     "FailedPrecondition",
     "GradientOptions",
     "Gradients",
@@ -52,13 +69,19 @@ __all__ = [
     "PermissionDenied",
     "Progress",
     "ResourceExhausted",
+    "Retry",
     "RetryPolicy",
     "SampleValue",
     "Session",
     "Step",
+    "Supervisor",
     "Task",
+    "TaskContext",
+    "TaskFailed",
     "Timeouts",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "on",
+    "task",
 ]

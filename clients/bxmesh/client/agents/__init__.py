@@ -1,6 +1,7 @@
 """Agents: who they are, the messages and tasks they exchange, the state they keep."""
 
 from bxmesh.client.agents.agent import Agent
+from bxmesh.client.agents.assignment import Assignment
 from bxmesh.client.agents.capabilities import Capability
 from bxmesh.client.agents.dead_letters import DeadLetter
 from bxmesh.client.agents.failures import Drop, HandlerTimeout, Retry, Unhandled
@@ -18,8 +19,11 @@ from bxmesh.client.agents.queues import QueueStats, Replay
 from bxmesh.client.agents.retry import RetryPolicy
 from bxmesh.client.agents.states import AgentState
 from bxmesh.client.agents.stats import AgentStats, HandlerStats
+from bxmesh.client.agents.supervisor import Supervisor
 from bxmesh.client.agents.task_context import TaskContext
+from bxmesh.client.agents.task_failures import TaskCancelled, TaskFailed, TaskTimedOut
 from bxmesh.client.agents.tasks import Task, TaskProgress, TaskState, TaskStats
+from bxmesh.client.agents.work_progress import WorkProgress
 
 __all__ = [
     "Agent",
@@ -27,6 +31,7 @@ __all__ = [
     "AgentInfo",
     "AgentState",
     "AgentStats",
+    "Assignment",
     "BroadcastReceipt",
     "Capability",
     "DeadLetter",
@@ -43,12 +48,17 @@ __all__ = [
     "Replay",
     "Retry",
     "RetryPolicy",
+    "Supervisor",
     "Task",
+    "TaskCancelled",
     "TaskContext",
+    "TaskFailed",
     "TaskProgress",
     "TaskState",
     "TaskStats",
+    "TaskTimedOut",
     "Unhandled",
+    "WorkProgress",
     "on",
     "task",
 ]

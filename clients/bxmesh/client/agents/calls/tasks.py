@@ -36,16 +36,17 @@ class TaskCalls:
         parameters: object = None,
         *,
         wait_for_agent: bool = False,
+        request_id: str = "",
         **options: Unpack[TaskOptions],
     ) -> Task:
         """Gives a task to an agent that can do it, and to another when that one dies.
 
         Raises FailedPrecondition when nobody offers the capabilities, unless `wait_for_agent`
-        keeps the task until somebody does.
+        keeps the task until somebody does. The same request id gives the same task.
         """
         with sending(task_type, options.get("agent_id", "") or "*"):
             request = pb.AssignTaskRequest(
-                request_id=uuid4().hex,
+                request_id=request_id or uuid4().hex,
                 spec=spec(task_type, parameters, options),
                 wait_for_agent=wait_for_agent,
             )
