@@ -3,7 +3,7 @@ import { status as codes } from '@grpc/grpc-js';
 import { fromJSON } from '@grpc/proto-loader';
 import { contract, MESSAGE_OPTIONS, violations } from './contract.js';
 
-const MOST_MESSAGE = 4096;
+const MOST_MESSAGE = 800;
 const Status = contract['google.rpc.Status'];
 const details = fromJSON(
   {
@@ -70,9 +70,9 @@ export class Drop extends BxmeshError {
   /**
    * @param {string} message what was wrong and what to do about it
    * @param {{code?: string, reason?: string, metadata?: Record<string, string>, cause?: unknown}}
-   *   [more] the code is FAILED_PRECONDITION, the reason HANDLER_REFUSED
+   *   [more] the code is FAILED_PRECONDITION, the reason DROPPED
    */
-  constructor(message, { code = 'FAILED_PRECONDITION', reason = 'HANDLER_REFUSED', ...more } = {}) {
+  constructor(message, { code = 'FAILED_PRECONDITION', reason = 'DROPPED', ...more } = {}) {
     super(message, code, { reason, ...more });
   }
 }
@@ -104,14 +104,18 @@ export function fromStatus(status, traceId, cause) {
   });
 }
 
-/** Returns the google.rpc.Status that says what a handler threw, without its stack. */
+/**
+ * Returns the google.rpc.Status that says what a handler threw, without its stack. What is none of
+ * the mesh's errors is INTERNAL, its class the reason.
+ */
 export function toStatus(error) {
-  const known = error instanceof BxmeshError && codes[error.code] !== undefined;
-  const code = known ? codes[error.code] : codes.UNKNOWN;
-  const message = (known ? error.message : String(error)).slice(0, MOST_MESSAGE);
-  const { reason, metadata } = known ? error : { reason: 'HANDLER_FAILED', metadata: {} };
-  const value = details.ErrorInfo.serialize({ reason, domain: 'bxmesh', metadata });
-  return { code, message, details: [{ type_url: 'type.googleapis.com/google.rpc.ErrorInfo', value }] };
+  if (!(error instanceof BxmeshError)) error = foreign(error);
+  const { reason, metadata, fieldViolations } = error;
+  const info = { reason, domain: 'bxmesh', metadata };
+  const found = [packed('ErrorInfo', info)];
+  if (fieldViolations.length) found.push(packed('BadRequest', { fieldViolations }));
+  const message = error.message.slice(0, MOST_MESSAGE);
+  return { code: codes[error.code] ?? codes.UNKNOWN, message, details: found };
 }
 
 /** Returns the error for an argument that is wrong before anything is sent. */
@@ -134,6 +138,18 @@ export function checked(type, message) {
 function invalidFields(fieldViolations) {
   const message = fieldViolations.map((each) => `${each.field} ${each.description}`).join('; ');
   return new BxmeshError(message, 'INVALID_ARGUMENT', { fieldViolations });
+}
+
+function foreign(error) {
+  const name = error instanceof Error ? error.name : 'Error';
+  const message = (error instanceof Error && error.message) || String(error);
+  const reason = name.replace(/(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])/g, '_');
+  return new BxmeshError(message, 'INTERNAL', { reason: reason.toUpperCase() });
+}
+
+function packed(type, detail) {
+  const value = details[type].serialize(detail);
+  return { type_url: `type.googleapis.com/google.rpc.${type}`, value };
 }
 
 function unpacked(any) {

@@ -2,7 +2,7 @@
 import { randomUUID } from 'node:crypto';
 import { Operation } from './calls.js';
 import { BxmeshError, Drop, invalid, toStatus } from './errors.js';
-import { DeliveredMessage, envelopeIn, sendMessage } from './messages.js';
+import { DeliveredMessage, envelopeIn, errorReport, sendMessage } from './messages.js';
 import { passes } from './persistence.js';
 import { Task } from './tasks.js';
 import { duration, payload } from './values.js';
@@ -60,11 +60,15 @@ export class Handlers {
     const send = (answer) => this.#sendDirect(message, answer);
     const message = new DeliveredMessage(envelopeIn(delivery), delivery, signal, send);
     try {
-      await handlerOf(this.#messages, 'message', message.type)(message);
+      await this.#handlerOf(this.#messages, 'message', message.type)(message);
       return { verdict: 'ack', reply: message.answer };
     } catch (error) {
       this.#tell(error, message);
-      return failed(error);
+      const last = message.attempt === message.maxAttempts;
+      if (!message.direct && !last && !(error instanceof Drop)) return again(error);
+      const reply = errorReport(message, error);
+      if (message.direct && reply) await send(reply).catch(() => {});
+      return { verdict: 'drop', error: toStatus(error), reply };
     }
   }
 
@@ -77,7 +81,7 @@ export class Handlers {
     try {
       await task.progress(0);
       signal.throwIfAborted();
-      const result = await handlerOf(this.#tasks, 'task', task.type)(task);
+      const result = await this.#handlerOf(this.#tasks, 'task', task.type)(task);
       report = { result: payload(result) ?? {} };
     } catch (error) {
       if (!signal.aborted) this.#tell(error, task);
@@ -90,7 +94,7 @@ export class Handlers {
     } catch (error) {
       if (error.reason !== 'LEASE_LOST') {
         this.#tell(error, task);
-        return failed(error);
+        return again(error);
       }
     }
     return { verdict: 'ack' };
@@ -113,10 +117,28 @@ export class Handlers {
     }
   }
 
-  async #sendDirect({ signal, traceparent }, answer) {
+  async #sendDirect(message, answer) {
+    const { signal, traceparent } = message;
     const operation = new Operation({ signal, traceparent }, SEND_MILLISECONDS);
-    const envelope = { ...answer, sender: this.#agentId };
+    const envelope = {
+      ...answer,
+      sender: this.#agentId,
+      recipient: message.replyTo,
+      correlationId: message.id,
+      conversationId: message.conversationId,
+    };
     await sendMessage(this.#connection, envelope, { deliveryMode: 'direct' }, operation);
+  }
+
+  /** Returns the handler of a type, or that of its longest beginning. */
+  #handlerOf(handlers, kind, type) {
+    if (handlers.has(type)) return handlers.get(type);
+    const fits = (name) => name.endsWith('*') && type.startsWith(name.slice(0, -1));
+    const [name] = [...handlers.keys()].filter(fits).sort((a, b) => b.length - a.length);
+    if (name !== undefined) return handlers.get(name);
+    const metadata = { agent_id: this.#agentId };
+    const reason = { code: 'UNIMPLEMENTED', reason: 'UNHANDLED', metadata };
+    throw new Drop(`${this.#agentId} has no handler for ${kind}s of the type ${type}`, reason);
   }
 
   #tell(error, work) {
@@ -134,18 +156,7 @@ function add(handlers, type, handler) {
   handlers.set(type, handler);
 }
 
-/** Returns the handler of a type, or that of its longest beginning. */
-function handlerOf(handlers, kind, type) {
-  if (handlers.has(type)) return handlers.get(type);
-  const fits = (name) => name.endsWith('*') && type.startsWith(name.slice(0, -1));
-  const [name] = [...handlers.keys()].filter(fits).sort((a, b) => b.length - a.length);
-  if (name !== undefined) return handlers.get(name);
-  const reason = { code: 'UNIMPLEMENTED', reason: 'NO_HANDLER', metadata: { type } };
-  throw new Drop(`This agent has no handler for the ${kind} type ${type}.`, reason);
-}
-
-function failed(error) {
-  if (error instanceof Drop) return { verdict: 'drop', error: toStatus(error) };
+function again(error) {
   const after = error?.retryAfter;
   const bounded = after >= 0 ? Math.min(after, MOST_RETRY_MILLISECONDS) : undefined;
   return { verdict: 'retry', retryAfter: duration(bounded), error: toStatus(error) };

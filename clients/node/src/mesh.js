@@ -164,7 +164,10 @@ export class Mesh {
     const operation = new Operation(call, timeout + GRACE_MILLISECONDS);
     const envelope = { ...envelopeOf(messageType, value, fields), recipient };
     const waiting = { ...way, replyTimeout: timeout };
-    return new Message((await sendMessage(this.#connection, envelope, waiting, operation)).reply);
+    const { reply } = await sendMessage(this.#connection, envelope, waiting, operation);
+    const answer = new Message(reply);
+    if (answer.error) throw answer.error;
+    return answer;
   }
 
   /**
@@ -274,8 +277,8 @@ function split({ timeout, signal, traceparent, ...options }) {
   return { call: { timeout, signal, traceparent }, options };
 }
 
-function message({ timeout, signal, traceparent, deliveryMode, holdForRecipient, ...fields }) {
-  const way = { deliveryMode, holdForRecipient };
+function message({ timeout, signal, traceparent, mode, hold, ...fields }) {
+  const way = { deliveryMode: mode, holdForRecipient: hold };
   return { call: { timeout, signal, traceparent }, way, fields };
 }
 

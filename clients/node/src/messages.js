@@ -1,19 +1,22 @@
 /** Messages between agents. */
 import { randomUUID } from 'node:crypto';
 import { contract } from './contract.js';
-import { BxmeshError, checked, invalid } from './errors.js';
+import { BxmeshError, checked, fromStatus, invalid, toStatus } from './errors.js';
 import { date, duration, entries, json, object, payload, timestamp } from './values.js';
 
 const ENVELOPE = 'bxmesh.agent.v1.Envelope';
+const STATUS = 'google.rpc.Status';
+const STATUS_URL = `type.googleapis.com/${STATUS}`;
+const ERROR_REPORT = 'ERROR_REPORT';
 const MOST_SCHEMA = 256;
 const MOST_HEADERS = 64;
 const MESSAGE_TYPE = /^[A-Za-z][A-Za-z0-9_.-]{0,127}$/;
 
 /**
  * @typedef {object} MessageOptions
- * @property {'durable' | 'direct'} [deliveryMode] durable: at least once, kept until it is
+ * @property {'durable' | 'direct'} [mode] durable: at least once, kept until it is
  *   handled; direct: at once or not at all
- * @property {boolean} [holdForRecipient] keeps it for a recipient that is not registered
+ * @property {boolean} [hold] keeps it for a recipient that is not registered
  * @property {string} [sender] an agent of the caller; the caller's own name
  * @property {string} [messageId]
  * @property {'low' | 'medium' | 'high' | 'critical'} [priority] medium
@@ -59,6 +62,13 @@ export class Message {
   /** What it carries, from JSON; undefined where it carries none. */
   get json() {
     return json(this.#envelope.payload);
+  }
+
+  /** The error that an ERROR_REPORT tells of; undefined in any other message. */
+  get error() {
+    const any = this.#envelope.payload?.protobuf;
+    if (this.type !== ERROR_REPORT || any?.type_url !== STATUS_URL) return undefined;
+    return fromStatus(contract[STATUS].deserialize(any.value));
   }
 
   /** What it carries, as the contract has it: {json} or {protobuf}. */
@@ -155,19 +165,20 @@ export class DeliveredMessage extends Message {
 
   async #reply(type, value, options) {
     if (this.answer) {
-      const reason = { reason: 'ALREADY_ANSWERED' };
-      throw new BxmeshError(`${this.id} is answered already`, 'FAILED_PRECONDITION', reason);
+      const reason = { reason: 'REPLIED_ALREADY' };
+      throw new BxmeshError(`${this.id} has its reply already`, 'FAILED_PRECONDITION', reason);
     }
     const { priority, headers, schema } = options;
     this.answer = envelopeOf(type, value, { priority, headers, schema });
-    if (!this.direct) return;
-    await this.#sendDirect({
-      ...this.answer,
-      recipient: this.replyTo,
-      correlationId: this.id,
-      conversationId: this.conversationId,
-    });
+    if (this.direct) await this.#sendDirect(this.answer);
   }
+}
+
+/** Returns the message that tells a sender why its message was given up; undefined for nobody. */
+export function errorReport(message, error) {
+  if (message.type === ERROR_REPORT || !message.replyTo) return undefined;
+  const value = contract[STATUS].serialize(toStatus(error));
+  return { messageType: ERROR_REPORT, payload: { protobuf: { type_url: STATUS_URL, value } } };
 }
 
 /** Returns the envelope of a delivery; undefined where it has none. */

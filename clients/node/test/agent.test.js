@@ -1,13 +1,16 @@
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, afterEach, before, suite, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { Operation } from '../src/calls.js';
 import { Agent, BxmeshError, Drop, Mesh } from '../src/index.js';
 import { connectionOf } from '../src/mesh.js';
-import { Operation } from '../src/calls.js';
 import { startProxy } from './proxy.js';
-import { startMesh } from './server.js';
+import { cctbxFile, startMesh } from './server.js';
 
 const silent = () => {};
 
@@ -63,11 +66,11 @@ suite('agents', { timeout: 120_000 }, () => {
     return agent;
   }
 
-  for (const deliveryMode of ['durable', 'direct']) {
-    test(`answer a request, ${deliveryMode}`, async () => {
+  for (const mode of ['durable', 'direct']) {
+    test(`answer a request, ${mode}`, async () => {
       const { id } = await greeter();
       const caller = await greeter();
-      const options = { deliveryMode, conversationId: 'c', headers: { a: 'b' } };
+      const options = { mode, conversationId: 'c', headers: { a: 'b' } };
       for (const from of [mesh, caller]) {
         const reply = await from.request(id, 'greeting.request', { name: 'Ada' }, options);
         assert.equal(reply.type, 'greeting.response');
@@ -78,19 +81,19 @@ suite('agents', { timeout: 120_000 }, () => {
       }
     });
 
-    test(`get answers as messages where nobody waits, ${deliveryMode}`, async () => {
+    test(`get answers as messages where nobody waits, ${mode}`, async () => {
       const { id } = await greeter();
       const answered = gate();
       const caller = agentOf();
       caller.on('greeting.response', answered.open);
       await caller.start();
-      const sent = await caller.send(id, 'greeting.request', { name: 'Bo' }, { deliveryMode });
+      const sent = await caller.send(id, 'greeting.request', { name: 'Bo' }, { mode });
       const answer = await answered.opened;
       assert.deepEqual(answer.json, { text: 'Hello, Bo' });
       assert.equal(answer.sender, id);
       assert.equal(answer.correlationId, sent.messageId);
-      assert.equal(answer.direct, deliveryMode === 'direct');
-      assert.equal(sent.receivers, deliveryMode === 'direct' ? 1 : 0);
+      assert.equal(answer.direct, mode === 'direct');
+      assert.equal(sent.receivers, mode === 'direct' ? 1 : 0);
     });
   }
 
@@ -158,11 +161,34 @@ suite('agents', { timeout: 120_000 }, () => {
       throw Object.assign(new TypeError('oh'), { retryAfter: 0 });
     });
     await agent.start();
-    const wanted = { reason: 'HANDLER_FAILED', message: 'TypeError: oh' };
+    const wanted = { code: 'INTERNAL', reason: 'TYPE_ERROR', message: 'oh' };
     await assert.rejects(mesh.request(agent.id, 'never.request'), wanted);
     const [letter] = await mesh.deadLetters({ agentId: agent.id });
     assert.equal(letter.attempts, 3);
   });
+
+  for (const mode of ['durable', 'direct']) {
+    test(`tell a sender who does not wait what went wrong, ${mode}`, async () => {
+      const agent = agentOf();
+      agent.on('bad.request', () => {
+        throw new Drop('no', { metadata: { what: 'it' } });
+      });
+      await agent.start();
+      const told = gate();
+      const caller = agentOf();
+      caller.on('ERROR_REPORT', told.open);
+      await caller.start();
+      const { messageId } = await caller.send(agent.id, 'bad.request', 1, { mode });
+      const report = await told.opened;
+      assert.equal(report.correlationId, messageId);
+      assert.equal(report.sender, agent.id);
+      const { code, reason, message, metadata } = report.error;
+      assert.deepEqual([code, reason, message], ['FAILED_PRECONDITION', 'DROPPED', 'no']);
+      assert.deepEqual(metadata, { what: 'it' });
+      const request = mesh.request(agent.id, 'bad.request', 1, { mode });
+      await assert.rejects(request, { reason: 'DROPPED' });
+    });
+  }
 
   test('keep what they work on for as long as it takes', async () => {
     const agent = agentOf();
@@ -191,9 +217,9 @@ suite('agents', { timeout: 120_000 }, () => {
       handled += 1;
     });
     await agent.start();
-    for (const deliveryMode of ['durable', 'direct']) {
+    for (const mode of ['durable', 'direct']) {
       handled = 0;
-      const sent = Array.from({ length: 20 }, () => mesh.send(agent.id, 'x', 1, { deliveryMode }));
+      const sent = Array.from({ length: 20 }, () => mesh.send(agent.id, 'x', 1, { mode }));
       await Promise.all(sent);
       await until(() => handled === 20);
       assert.equal(most, 3);
@@ -248,7 +274,7 @@ suite('agents', { timeout: 120_000 }, () => {
     }
     // Who is there is looked up once a second.
     await until(async () => {
-      const whom = { capabilities, deliveryMode: 'direct' };
+      const whom = { capabilities, mode: 'direct' };
       return (await mesh.broadcast('ping', 1, whom)).recipients === 2;
     });
     const sent = await listeners[0].broadcast('news', 1, { capabilities });
@@ -262,7 +288,7 @@ suite('agents', { timeout: 120_000 }, () => {
     const code = 'INVALID_ARGUMENT';
     await assert.rejects(mesh.send(agent.id, 'no type', 1), { code });
     await assert.rejects(mesh.send(agent.id, 'x', 1, { priority: 'urgent' }), { code });
-    await assert.rejects(mesh.send(agent.id, 'x', 1, { deliveryMode: 'fast' }), { code });
+    await assert.rejects(mesh.send(agent.id, 'x', 1, { mode: 'fast' }), { code });
     await assert.rejects(mesh.send(agent.id, 'x', () => {}), { code });
     await assert.rejects(mesh.send(agent.id, 'x', 'x'.repeat(2 ** 20)), { code });
     await assert.rejects(mesh.send(agent.id, 'x', 1, { headers: { '': 'x' } }), { code });
@@ -282,7 +308,7 @@ suite('agents', { timeout: 120_000 }, () => {
     agent.on('mute.request', silent);
     await agent.start();
     const request = (options) => mesh.request(agent.id, 'mute.request', 1, options);
-    const direct = { timeout: 300, deliveryMode: 'direct' };
+    const direct = { timeout: 300, mode: 'direct' };
     await assert.rejects(request(direct), { code: 'DEADLINE_EXCEEDED', reason: 'NO_REPLY' });
     const signal = AbortSignal.abort(new Error('enough'));
     await assert.rejects(request({ signal }), { message: 'enough' });
@@ -404,46 +430,84 @@ suite('agents', { timeout: 120_000 }, () => {
 
 suite('an agent whose mesh is killed', { timeout: 120_000 }, () => {
   let server;
+  let mesh;
 
   before(async () => {
     server = await startMesh();
+    mesh = new Mesh({ ...server, retries: 30 });
   });
 
-  after(() => server?.stop());
+  after(async () => {
+    mesh?.close();
+    await server?.stop();
+  });
 
-  test('answers again afterwards', async () => {
-    const mesh = new Mesh({ ...server, retries: 30 });
-    const agent = new Agent(mesh, { id: 'survivor', type: 'test', concurrency: 4, onError: silent });
-    const begun = gate();
+  test('answers again afterwards, also what it was handling', async () => {
+    const agent = new Agent(mesh, { id: 'survivor', type: 'test', concurrency: 2, onError: silent });
     const finish = gate();
+    const begun = [];
     const done = [];
     agent.on('greeting.request', async (message) => {
       await message.reply('greeting.response', message.json);
     });
     agent.on('long', async (message) => {
-      begun.open();
+      begun.push([message.json, message.attempt]);
       await finish.opened;
       done.push(message.json);
     });
     await agent.start();
     const { leaseId } = agent;
     try {
-      for (const number of [1, 2]) await mesh.send(agent.id, 'long', number);
-      await begun.opened;
+      for (const number of [1, 2, 3]) await mesh.send(agent.id, 'long', number);
+      await until(() => begun.length === 2);
       await server.kill();
       finish.open();
       await server.restart();
-      const options = { timeout: 30_000 };
-      const reply = await mesh.request(agent.id, 'greeting.request', 'again', options);
-      assert.equal(reply.json, 'again');
+      for (const mode of ['durable', 'direct']) {
+        const reply = await mesh.request(agent.id, 'greeting.request', mode, { mode });
+        assert.equal(reply.json, mode);
+      }
       assert.equal(agent.leaseId, leaseId);
-      await until(() => done.length >= 2);
-      assert.deepEqual([...new Set(done)].sort(), [1, 2]);
-      const direct = { timeout: 30_000, deliveryMode: 'direct' };
-      assert.equal((await mesh.request(agent.id, 'greeting.request', 1, direct)).json, 1);
+      await until(() => done.length === 3);
+      assert.deepEqual(begun.sort(), [[1, 1], [2, 1], [3, 1]]);
     } finally {
       await agent.stop();
-      mesh.close();
     }
   });
+
+  test('streams gradients as in the README, before and afterwards', async () => {
+    const path = fileURLToPath(new URL('../agent.js', import.meta.url));
+    const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
+    assert.ok(readme.includes(await readFile(path, 'utf8')));
+    const macromolecule = await cctbxFile('mmtbx/regression/pdbs/7n2l.pdb');
+    const { modelId, summary } = await mesh.createModel(macromolecule);
+    const own = (await mesh.gradients(modelId)).samples[0].geometry;
+    const coordinates = [await sitesOf(macromolecule), new Array(3 * summary.atoms).fill(0)];
+
+    const env = { ...process.env, BXMESH_STATE_DIR: server.stateDirectory };
+    const example = spawn(process.execPath, [path, 'example'], { env, stdio: ['ignore', 'pipe', 2] });
+    const exited = once(example, 'exit');
+    try {
+      await once(example.stdout, 'data');
+      const ask = () => mesh.request('example', 'gradients.request', { modelId, coordinates });
+      const before = (await ask()).json;
+      const { energy, gradientNorm } = before[0];
+      assert.deepEqual({ energy, gradientNorm }, { energy: own.energy, gradientNorm: own.gradientNorm });
+      assert.deepEqual(before.map(({ status }) => status), ['ok', 'degenerate']);
+      await server.kill();
+      await server.restart();
+      assert.deepEqual((await ask()).json, before);
+    } finally {
+      example.kill('SIGTERM');
+      assert.deepEqual(await exited, [0, null]);
+    }
+    await assert.rejects(mesh.send('example', 'x'), { reason: 'AGENT_NOT_FOUND' });
+  });
 });
+
+/** Returns the coordinates in a PDB file. */
+async function sitesOf(path) {
+  const lines = (await readFile(path, 'utf8')).split('\n');
+  const atoms = lines.filter((line) => /^(ATOM|HETATM)/.test(line));
+  return atoms.flatMap((line) => [30, 38, 46].map((start) => Number(line.slice(start, start + 8))));
+}
