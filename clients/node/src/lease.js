@@ -56,9 +56,9 @@ export class Lease {
 
   /** Sends heartbeats until the operation's signal aborts. */
   async keep() {
-    await persist(this.#connection, this.#operation, async (succeeds) => {
+    await persist(this.#connection, this.#operation, async () => {
       await this.acquire();
-      await this.#stream(succeeds);
+      await this.#stream();
       return false;
     });
   }
@@ -83,7 +83,7 @@ export class Lease {
     }
   }
 
-  async #stream(succeeds) {
+  async #stream() {
     const call = this.#connection.client.keepAlive(this.#connection.metadata(this.#operation));
     let unanswered = 0;
     const beat = () => {
@@ -98,7 +98,6 @@ export class Lease {
       await this.#connection.held(call, this.#operation, async () => {
         beat();
         for await (const { leaseId, leaseTtlSeconds, requestedStatus } of call) {
-          succeeds();
           unanswered = 0;
           if (leaseTtlSeconds === 0) {
             this.over(leaseId);

@@ -64,13 +64,10 @@ export class Mailbox {
    * @param {() => void} attached is called when it is connected
    */
   async serve(attached) {
-    await persist(this.#connection, this.#operation, async (succeeds) => {
+    await persist(this.#connection, this.#operation, async () => {
       const leaseId = await this.#lease.acquire();
       try {
-        await this.#attach(leaseId, () => {
-          succeeds();
-          attached();
-        });
+        await this.#attach(leaseId, attached);
       } catch (error) {
         if (!LEASE_OVER.includes(error.reason)) throw error;
         this.#lease.over(leaseId);

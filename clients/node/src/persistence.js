@@ -1,6 +1,7 @@
 /** What goes on until it is done, however often the mesh or the way to it fails. */
 import { BxmeshError } from './errors.js';
 
+const STABLE_MILLISECONDS = 5000;
 const FINAL = new Set([
   'ALREADY_EXISTS',
   'FAILED_PRECONDITION',
@@ -22,20 +23,19 @@ export function passes(error) {
  *
  * @param {import('./calls.js').Connection} connection
  * @param {import('./calls.js').Operation} operation
- * @param {(succeeds: () => void) => Promise<boolean>} attempt calls its argument when all is well
+ * @param {() => Promise<boolean>} attempt
  */
 export async function persist(connection, operation, attempt) {
   let failures = 0;
-  const succeeds = () => {
-    failures = 0;
-  };
   while (!operation.signal.aborted) {
+    const begun = Date.now();
     try {
-      if (await attempt(succeeds)) return;
+      if (await attempt()) return;
     } catch (error) {
       if (operation.signal.aborted) return;
       if (!passes(error) || connection.closed) throw error;
     }
+    if (Date.now() - begun > STABLE_MILLISECONDS) failures = 0;
     await operation.pause(failures).catch(() => {});
     failures += 1;
   }

@@ -82,7 +82,7 @@ export class Task {
 
   /** The attempt, from 1. Above 1 it may have been done before. */
   get attempt() {
-    return this.#delivery.attempt;
+    return Math.max(this.#delivery.task.attempts, this.#delivery.attempt);
   }
 
   /** When it is pointless; undefined for never. */

@@ -419,6 +419,105 @@ suite('agents', { timeout: 120_000 }, () => {
     }
   });
 
+  test('do a task, and say how far they are', async () => {
+    const agent = agentOf({ capabilities: ['count.up'] });
+    const seen = gate();
+    agent.task('count', async (task) => {
+      assert.equal(task.description, 'up to three');
+      assert.deepEqual(task.labels, { colour: 'blue' });
+      await task.progress(50, 'half of it');
+      await seen.opened;
+      return { counted: task.parameters.to, attempt: task.attempt };
+    });
+    await agent.start();
+    const task = await mesh.assignTask('count', { to: 3 }, {
+      requiredCapabilities: ['count.up'],
+      description: 'up to three',
+      labels: { colour: 'blue' },
+      priority: 'high',
+      timeout: 60_000,
+    });
+    assert.equal(task.type, 'count');
+    const states = [];
+    for await (const { state, progress, result, agentId } of mesh.watchTask(task.taskId)) {
+      states.push(state);
+      if (progress.percent === 50) seen.open();
+      if (state !== 'completed') continue;
+      assert.deepEqual(result, { counted: 3, attempt: 1 });
+      assert.equal(agentId, agent.id);
+    }
+    assert.equal(states.at(-1), 'completed');
+    assert.ok(states.includes('running'));
+    const ended = await mesh.task(task.taskId);
+    assert.equal(ended.progress.message, 'half of it');
+    assert.equal(ended.attempts, 1);
+    assert.ok(ended.endTime >= ended.startTime);
+  });
+
+  test('do again what failed, unless its reason says that it is pointless', async () => {
+    const agent = agentOf();
+    agent.task('fail', (task) => {
+      if (task.parameters === 'twice' && task.attempt > 1) return null;
+      throw new Drop('no', { reason: task.parameters === 'never' ? 'POINTLESS' : 'NOT_YET' });
+    });
+    await agent.start();
+    const retryPolicy = { maxAttempts: 2, initialBackoff: 1, nonRetryableReasons: ['POINTLESS'] };
+    const options = { agentId: agent.id, retryPolicy };
+    const never = await ended(await mesh.assignTask('fail', 'never', options));
+    assert.deepEqual([never.state, never.attempts, never.error.reason], ['failed', 1, 'POINTLESS']);
+    const twice = await ended(await mesh.assignTask('fail', 'twice', options));
+    assert.deepEqual([twice.state, twice.attempts, twice.result], ['completed', 2, null]);
+    const always = await ended(await mesh.assignTask('fail', 'always', options));
+    assert.deepEqual([always.state, always.attempts, always.error.message], ['failed', 2, 'no']);
+    const policy = { agentId: agent.id, retryPolicy: { maxAttempts: 1 } };
+    const strange = await ended(await mesh.assignTask('strange', 1, policy));
+    assert.deepEqual([strange.state, strange.error.reason], ['failed', 'UNHANDLED']);
+  });
+
+  test('stop a task that is cancelled', async () => {
+    const agent = agentOf();
+    const begun = gate();
+    const aborted = gate();
+    agent.task('endless', async ({ signal }) => {
+      begun.open();
+      await once(signal, 'abort');
+      aborted.open(signal.reason);
+      signal.throwIfAborted();
+    });
+    agent.task('next', () => 'next');
+    await agent.start();
+    const { taskId } = await mesh.assignTask('endless', undefined, { agentId: agent.id });
+    await begun.opened;
+    await mesh.cancelTask(taskId, { reason: 'enough' });
+    assert.equal((await aborted.opened).code, 'CANCELLED');
+    const { state, error } = await ended({ taskId });
+    assert.deepEqual([state, error.code], ['cancelled', 'CANCELLED']);
+    const next = await ended(await mesh.assignTask('next', 1, { agentId: agent.id }));
+    assert.equal(next.result, 'next');
+  });
+
+  test('are named what is missing for a task', async () => {
+    const nobody = { requiredCapabilities: ['nobody.can'] };
+    await assert.rejects(mesh.assignTask('x', 1, nobody), { code: 'FAILED_PRECONDITION' });
+    await assert.rejects(mesh.assignTask('x', 1, { colour: 'blue' }), { code: 'INVALID_ARGUMENT' });
+    await assert.rejects(mesh.assignTask('x', 1, {}), { code: 'INVALID_ARGUMENT' });
+    const watch = mesh.watchTask('no-such-task');
+    await assert.rejects(watch.next(), { code: 'NOT_FOUND' });
+    const task = await mesh.assignTask('x', 1, { ...nobody, waitForAgent: true });
+    assert.equal(task.state, 'pending');
+    const signal = AbortSignal.timeout(100);
+    const wait = async () => {
+      for await (const { state } of mesh.watchTask(task.taskId, { signal })) assert.equal(state, 'pending');
+    };
+    await assert.rejects(wait(), { name: 'TimeoutError' });
+  });
+
+  async function ended({ taskId }) {
+    let last;
+    for await (const task of mesh.watchTask(taskId)) last = task;
+    return last;
+  }
+
   async function call(method, request) {
     return await connectionOf(mesh).unary(method, request, new Operation({}, 10_000));
   }
@@ -470,6 +569,34 @@ suite('an agent whose mesh is killed', { timeout: 120_000 }, () => {
       assert.equal(agent.leaseId, leaseId);
       await until(() => done.length === 3);
       assert.deepEqual(begun.sort(), [[1, 1], [2, 1], [3, 1]]);
+    } finally {
+      await agent.stop();
+    }
+  });
+
+  test('goes on with its task', async () => {
+    const agent = new Agent(mesh, { id: 'worker', type: 'test', onError: silent });
+    const begun = gate();
+    const finish = gate();
+    agent.task('long', async (task) => {
+      begun.open();
+      await finish.opened;
+      await task.progress(90);
+      return task.attempt;
+    });
+    await agent.start();
+    try {
+      const { taskId } = await mesh.assignTask('long', null, { agentId: agent.id });
+      let last;
+      const watched = (async () => {
+        for await (const task of mesh.watchTask(taskId)) last = task;
+      })();
+      await begun.opened;
+      await server.kill();
+      finish.open();
+      await server.restart();
+      await watched;
+      assert.deepEqual([last.state, last.result, last.attempts], ['completed', 1, 1]);
     } finally {
       await agent.stop();
     }
