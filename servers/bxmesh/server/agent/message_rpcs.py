@@ -27,6 +27,7 @@ from bxmesh.server.streams import Ticket
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _AT_ONCE = 64
+_TOO_LATE = ("DEADLINE_EXCEEDED", "MESSAGE_EXPIRED")
 
 
 class MessageRpcs:
@@ -93,7 +94,8 @@ class MessageRpcs:
             async with mesh.client.awaiting(mesh.mailboxes.queue, add) as submission:
                 return answer_of(await submission.outcome(ends))
         except MeshError as error:
-            if error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            # The handler's own timeout is its error, and told as such.
+            if error.reason not in _TOO_LATE:
                 raise
             raise deadline_exceeded(
                 f"{envelope.recipient} did not answer in {seconds:.3g} s.",
