@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -12,8 +13,11 @@ from google.protobuf.message import DecodeError
 from bxmesh.server.errors import MeshError, failed_precondition, internal, not_found
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.queue import WorkQueue
-from bxmesh.server.streams.scripts import REPLAY
+from bxmesh.server.streams.scripts import PURGE, READ_PART, REPLAY
 from bxmesh.work.v1 import work_pb2
+
+_MOST_PART_BYTES = 4 << 20
+_MUTATION_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,33 @@ class StoredLetter:
 
     letter_id: str
     letter: work_pb2.DeadLetter
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Its place among the others: when it was given up, in ms since 1970, and a number."""
+        milliseconds, _, number = self.letter_id.partition("-")
+        return int(milliseconds), int(number)
+
+    def entry(self) -> work_pb2.WorkEntry | None:
+        """The work that could not be done; None when it never was a work item."""
+        try:
+            entry = work_pb2.WorkEntry.FromString(self.letter.entry)
+        except DecodeError:
+            return None
+        return entry if entry.item.item_id and entry.item.max_attempts >= 1 else None
+
+
+class Replayed(Enum):
+    """What became of a letter that was to be replayed."""
+
+    DONE = 1
+    """It is back."""
+    GONE = 0
+    """It was not there any more."""
+    ENOUGH = -1
+    """It is still there: the request has replayed as many as it may."""
+    FULL = -2
+    """It is still there: what it came from is full."""
 
 
 class DeadLetters:
@@ -55,37 +86,86 @@ class DeadLetters:
 
         Raises MeshError NOT_FOUND, or FAILED_PRECONDITION for what never was a work item.
         """
-        letter = await self.get(letter_id)
-        try:
-            entry = work_pb2.WorkEntry.FromString(letter.entry)
-        except DecodeError:
-            entry = work_pb2.WorkEntry()
-        if not entry.item.item_id or entry.item.max_attempts < 1:
+        stored = StoredLetter(letter_id, await self.get(letter_id))
+        if stored.entry() is None:
             raise failed_precondition(
                 f"Dead letter {letter_id} is not a work item; purge it.",
                 reason="UNREADABLE",
                 subject=letter_id,
             )
-        fresh = work_pb2.WorkEntry(item=entry.item, last_trace_context=letter.trace_context)
+        if await self.replay_stored(stored) is Replayed.GONE:
+            raise _no_letter(letter_id)
+
+    async def replay_stored(
+        self, stored: StoredLetter, *, mutation: str = "", most: int = 0, capacity: int = 0
+    ) -> Replayed:
+        """Replays a letter that was read, if it holds a work item.
+
+        What `mutation` names replays at most so many, however often it is begun. With a capacity
+        nothing is put back to where there is so much already.
+        """
+        entry = stored.entry()
+        assert entry is not None
+        fresh = work_pb2.WorkEntry(item=entry.item, last_trace_context=stored.letter.trace_context)
         fresh.item.ClearField("deadline")
         keys = self._queue.keys
         with redis_errors():
-            found = await self._queue.scripts.call(
+            answer = await self._queue.scripts.call(
                 REPLAY,
-                [keys.dead, keys.home(letter.origin_stream), keys.outcome(entry.item.item_id)],
-                [letter_id, fresh.SerializeToString()],
+                [
+                    keys.dead,
+                    keys.home(stored.letter.origin_stream),
+                    keys.outcome(entry.item.item_id),
+                    keys.mutation(mutation) if mutation else keys.dead,
+                ],
+                [
+                    stored.letter_id,
+                    fresh.SerializeToString(),
+                    _MUTATION_MS if mutation else 0,
+                    most,
+                    capacity,
+                ],
             )
-        if not found:
-            raise _no_letter(letter_id)
+        return Replayed(answer)
 
-    async def purge(self, letter_ids: Sequence[str] | None = None) -> int:
-        """Throws letters away, all of them when none are named; returns how many."""
+    async def part(
+        self,
+        first: str,
+        last: str,
+        most: int,
+        *,
+        newest_first: bool = False,
+        most_bytes: int = _MOST_PART_BYTES,
+    ) -> tuple[Sequence[StoredLetter], bool]:
+        """Some of the letters between two ids (as XRANGE and XREVRANGE take them), and whether that
+        was all."""
+        with redis_errors():
+            done, rows = await self._queue.scripts.call(
+                READ_PART,
+                [self._queue.keys.dead],
+                ["XREVRANGE" if newest_first else "XRANGE", first, last, most, most_bytes],
+            )
+        letters = [
+            _read(row_id, dict(zip(fields[0::2], fields[1::2], strict=True)))
+            for row_id, fields in rows
+        ]
+        return letters, bool(done)
+
+    async def purge(self, letter_ids: Sequence[str] | None = None, *, mutation: str = "") -> int:
+        """Throws letters away, all of them when none are named; returns how many. Named ones are
+        counted for what `mutation` names."""
         key = self._queue.keys.dead
         with redis_errors():
             if letter_ids is None:
                 return int(await self._queue.redis.xtrim(key, maxlen=0, approximate=False))
             names = [_checked(letter_id) for letter_id in letter_ids]
-            return int(await self._queue.redis.xdel(key, *names)) if names else 0
+            return int(
+                await self._queue.scripts.call(
+                    PURGE,
+                    [key, self._queue.keys.mutation(mutation) if mutation else key],
+                    [_MUTATION_MS if mutation else 0, *names],
+                )
+            )
 
 
 def _read(letter_id: bytes, fields: Mapping[bytes, bytes]) -> StoredLetter:

@@ -128,6 +128,14 @@ class QueueKeys:
         """Counts of what became of an agent's messages."""
         return f"{self.root}:figures:{agent_id}"
 
+    def dead_of(self, agent_id: str) -> str:
+        """Which dead letters are out of an agent's mailbox, by time; some may be gone by now."""
+        return f"{self.root}:dead-of:{agent_id}"
+
+    def mutation(self, name: str) -> str:
+        """How far a request that does much in many steps has come, and its answer."""
+        return f"{self.root}:mutation:{name}"
+
     def waiter(self, agent_id: str, message_id: str) -> str:
         """Who waits for the answer to an agent's message."""
         return f"{self.root}:waiter:{agent_id}:{message_id}"

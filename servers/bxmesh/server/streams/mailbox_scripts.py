@@ -55,8 +55,18 @@ end
 for i = 1, inboxes do read(i, math.floor(wanted[i] * math.max(1, most / 16))) end
 for i = 1, inboxes do read(i, most - count) end
 if count < most then redis.call('SADD', KEYS[1], ARGV[4]) end
+local now = now()
 for _, page in ipairs(taken) do
-  redis.call('ZADD', KEYS[2], 'NX', now() + ARGV[5], page[1])
+  redis.call('ZADD', KEYS[2], 'NX', now + ARGV[5], page[1])
+end
+if count > 0 then
+  -- Deliveries are counted by ten seconds, for a minute.
+  local slot = math.floor(now / 10000)
+  local field = 'delivered' .. slot % 7
+  local before = redis.call('HGET', KEYS[3], field)
+  local at, sum = string.match(before or '', '^(%d+):(%d+)$')
+  if at ~= string.format('%.0f', slot) then sum = 0 end
+  redis.call('HSET', KEYS[3], field, string.format('%.0f:%.0f', slot, sum + count))
 end
 return taken
 """
@@ -86,6 +96,8 @@ ATTACH = Script(
     + """
 redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
 redis.call('SADD', KEYS[2], ARGV[4])
+local root, agent = string.match(KEYS[1], '^(.+):connections:(.+)$')
+redis.call('SADD', root .. ':mailboxes', agent)
 local others = {}
 for name, lease in pairs((function()
   local all, pairs_ = redis.call('HGETALL', KEYS[1]), {}
@@ -168,23 +180,41 @@ return moved
 """
 )
 
-# Acknowledges a message, which goes into the mailbox's history.
+# Acknowledges a message, which goes into the mailbox's history. The figures say what is not there
+# any more: the latest entry that was thrown away, and when the last one came.
 # KEYS: inbox, outcome, request (or outcome), history, figures
 # ARGV: group, connection, entry id, outcome, its lifetime in ms or 0, event, channel or "", most
 # messages in the history, its lifetime in ms
 ACKNOWLEDGE = Script(
     HOLD
     + """
-local found = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])
-if #found == 1 and tonumber(ARGV[8]) > 0 then
+local most = tonumber(ARGV[8])
+local found = most > 0 and redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3]) or {}
+if #found == 1 then
   local fields = found[1][2]
   for i = 1, #fields, 2 do
     if fields[i] == 'entry' then
-      redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[8], '*',
+      local id = redis.call('XADD', KEYS[4], '*',
         'entry', fields[i + 1], 'from', KEYS[1], 'id', ARGV[3])
+      redis.call('HSET', KEYS[5], 'kept', id)
     end
   end
   redis.call('PEXPIRE', KEYS[4], ARGV[9])
+  local over = redis.call('XLEN', KEYS[4]) - most
+  if over > 0 then
+    local function parts(id)
+      local ms, number = string.match(id or '', '^(%d+)-(%d+)$')
+      return tonumber(ms or 0), tonumber(number or 0)
+    end
+    local latest = redis.call('HGET', KEYS[5], 'trimmed')
+    for _, old in ipairs(redis.call('XRANGE', KEYS[4], '-', '+', 'COUNT', math.min(over, 16))) do
+      local ms, number = parts(old[2][6])
+      local latest_ms, latest_number = parts(latest)
+      if ms > latest_ms or (ms == latest_ms and number > latest_number) then latest = old[2][6] end
+      redis.call('XDEL', KEYS[4], old[1])
+    end
+    redis.call('HSET', KEYS[5], 'trimmed', latest or '0-1')
+  end
 end
 redis.call('HINCRBY', KEYS[5], 'acknowledged', 1)
 """

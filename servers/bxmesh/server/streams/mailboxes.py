@@ -32,6 +32,8 @@ from bxmesh.work.v1 import work_pb2
 QUEUE = "agents"
 MESSAGE = "message"
 TASK = "task"
+REPLAYED = "replayed:"
+"""What the item ids of messages that come out of a history begin with."""
 LOW, MEDIUM, HIGH, CRITICAL = 1, 2, 3, 4
 
 _PAGE = 200
@@ -225,10 +227,13 @@ class Mailboxes:
         self, settlement: Settlement, held: HeldEntry, answer: Any = None
     ) -> bool:
         """Ends an item, with an answer (an Any) for whoever waits; False when the lease was lost."""
+        item = held.item
+        # What is replayed out of the history is there already.
+        kept = item.kind == MESSAGE and not item.item_id.startswith(REPLAYED)
         return await settlement.acknowledge(
             held,
             answer,
-            history=self.options.history if held.item.kind == MESSAGE else 0,
+            history=self.options.history if kept else 0,
             history_seconds=self.options.history_lifetime,
         )
 

@@ -63,6 +63,13 @@ local function place(stream, entry, deliveries, ...)
   if root then ring(root, 'inbox:' .. agent) end
   return id
 end
+local function depth(stream)
+  local mailbox = string.match(stream, '^(.+:inbox:.+:)%d$')
+  if not mailbox then return redis.call('XLEN', stream) end
+  local sum = 0
+  for priority = 1, 4 do sum = sum + redis.call('XLEN', mailbox .. priority) end
+  return sum
+end
 """
 )
 
@@ -144,17 +151,41 @@ return 1
 
 FINISH = Script(SETTLE + END)
 
-# KEYS: …, dead; ARGV: …, letter, most letters
+# The dead letters of each mailbox are listed beside the stream that all are in. What has been
+# trimmed from that stream may still be in the list.
+# KEYS: …, dead; ARGV: …, letter, most letters, their lifetime in ms
 BURY = Script(
-    SETTLE + "redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'letter', ARGV[8])" + END
+    SETTLE
+    + """
+local letter = redis.call(
+  'XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'letter', ARGV[8], 'from', KEYS[1])
+local root, agent = string.match(KEYS[1], '^(.+):inbox:(.+):%d$')
+if root then
+  local list = root .. ':dead-of:' .. agent
+  redis.call('ZADD', list, string.match(letter, '^%d+'), letter)
+  redis.call('ZREMRANGEBYRANK', list, 0, -1 - ARGV[9])
+  redis.call('PEXPIRE', list, ARGV[10])
+end
+"""
+    + END
 )
+
+# How many retries of a mailbox wait is counted with its figures.
+DELAYED = """
+local function delayed(stream, more)
+  local root, agent = string.match(stream, '^(.+):inbox:(.+):%d$')
+  if root then redis.call('HINCRBY', root .. ':figures:' .. agent, 'delayed', more) end
+end
+"""
 
 # KEYS: …, delayed; ARGV: …, new entry, delay in ms, the stream that it goes back to
 RETRY = Script(
     NOW
+    + DELAYED
     + SETTLE
     + """
-redis.call('ZADD', KEYS[3], now() + ARGV[5], ARGV[6] .. '\\n' .. ARGV[4])
+local member = ARGV[6] .. '\\n' .. ARGV[4]
+if redis.call('ZADD', KEYS[3], now() + ARGV[5], member) == 1 then delayed(ARGV[6], 1) end
 leave()
 return 1
 """
@@ -179,6 +210,7 @@ return over
 # KEYS: delayed, shared; ARGV: at most so many; returns {moved, ms until the next is due or -1}
 MOVE_DUE = Script(
     NOW
+    + DELAYED
     + PLACE
     + """
 local now = now()
@@ -187,6 +219,7 @@ for _, member in ipairs(due) do
   local home, entry = string.match(member, '^(bxmesh:[^\\n]+)\\n(.*)$')
   place(home or KEYS[2], entry or member, 0, 'moved', 1)
   redis.call('ZREM', KEYS[1], member)
+  delayed(home or '', -1)
 end
 local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 local wait = -1
@@ -316,14 +349,82 @@ return 0
 # KEYS: outcome
 FORGET_OUTCOME = Script("return redis.call('DEL', KEYS[1])")
 
-# KEYS: dead, where it goes, outcome; ARGV: letter id, entry; returns 1 when the letter was still there.
+# Takes a letter out of the dead letters.
+_TAKE_OUT = """
+local function take_out(id)
+  local found = redis.call('XRANGE', KEYS[1], id, id)
+  if #found == 0 then return 0 end
+  local fields = found[1][2]
+  for i = 1, #fields, 2 do
+    if fields[i] == 'from' then
+      local root, agent = string.match(fields[i + 1], '^(.+):inbox:(.+):%d$')
+      if root then redis.call('ZREM', root .. ':dead-of:' .. agent, id) end
+    end
+  end
+  return redis.call('XDEL', KEYS[1], id)
+end
+"""
+
+# What one request does in many steps it counts, so that a repetition goes on where it broke off.
+# KEYS: dead, where it goes, outcome, the request's count (or dead)
+# ARGV: letter id, entry, lifetime of the count in ms or 0 for none, most that the request may do,
+# how full what it goes to may be or 0 for any
+# Returns 1 when the letter was still there, 0 when not, -1 when the request has done its most, -2
+# when it is full.
 REPLAY = Script(
     PLACE
+    + _TAKE_OUT
     + """
 if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return 0 end
+local counted, most = tonumber(ARGV[3]) > 0, tonumber(ARGV[5])
+if counted and tonumber(redis.call('HGET', KEYS[4], 'count') or 0) >= tonumber(ARGV[4]) then
+  return -1
+end
+if most > 0 and depth(KEYS[2]) >= most then return -2 end
 place(KEYS[2], ARGV[2], 0, 'moved', 1)
-redis.call('XDEL', KEYS[1], ARGV[1])
+take_out(ARGV[1])
 redis.call('DEL', KEYS[3])
+if counted then
+  redis.call('HINCRBY', KEYS[4], 'count', 1)
+  redis.call('PEXPIRE', KEYS[4], ARGV[3])
+end
 return 1
+"""
+)
+
+# KEYS: dead, the request's count (or dead); ARGV: lifetime of the count in ms or 0 for none, letter
+# ids…; returns how many were there.
+PURGE = Script(
+    _TAKE_OUT
+    + """
+local purged = 0
+for i = 2, #ARGV do purged = purged + take_out(ARGV[i]) end
+if tonumber(ARGV[1]) > 0 and purged > 0 then
+  redis.call('HINCRBY', KEYS[2], 'count', purged)
+  redis.call('PEXPIRE', KEYS[2], ARGV[1])
+end
+return purged
+"""
+)
+
+# A part of a stream that is not larger than it needs to be, but for its last entry.
+# KEYS: stream; ARGV: XRANGE or XREVRANGE, where it begins, where it ends, most entries, most bytes
+# Returns {1 when that was all, entries}.
+READ_PART = Script(
+    """
+local most, most_bytes, from = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[2]
+local found, bytes, step = {}, 0, 1
+while #found < most and bytes < most_bytes do
+  local wanted = math.min(step, most - #found)
+  local page = redis.call(ARGV[1], KEYS[1], from, ARGV[3], 'COUNT', wanted)
+  for _, entry in ipairs(page) do
+    found[#found + 1] = entry
+    for _, value in ipairs(entry[2]) do bytes = bytes + #value end
+    from = '(' .. entry[1]
+  end
+  if #page < wanted then return {1, found} end
+  step = math.max(1, math.min(64, 2 * step, math.floor((most_bytes - bytes) * #found / bytes)))
+end
+return {0, found}
 """
 )

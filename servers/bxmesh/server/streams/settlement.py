@@ -103,7 +103,11 @@ class Settlement:
             "buried",
             self._outcome(held, error),
             [self._queue.keys.dead],
-            [letter.SerializeToString(), self._queue.options.max_dead_letters],
+            [
+                letter.SerializeToString(),
+                self._queue.options.max_dead_letters,
+                int(self._queue.options.dead_letter_lifetime * 1000),
+            ],
         )
 
     async def acknowledge(
