@@ -55,6 +55,7 @@ node: $(READY) ## the client in JavaScript against a real server
 	$(BIN)/python tools/node.py
 
 bench: $(READY) ## the benchmarks; ratios measured in one run
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 clean: ## remove what can be made again
