@@ -119,6 +119,8 @@ class World:
         )
         agent.register_time.GetCurrentTime()
         self.leases[agent_id], _ = await self.agents.register(agent, seconds)
+        # Servers hear of it a moment later.
+        await self.tasks.roster.refresh()
         return agent
 
     async def assign(self, task: pb.TaskSpec | None = None, **options: Any) -> pb.Task:

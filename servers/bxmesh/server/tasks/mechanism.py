@@ -20,7 +20,7 @@ from bxmesh.server.tasks.demand import Demand, candidate, in_order
 from bxmesh.server.tasks.options import TaskOptions
 from bxmesh.server.tasks.records import Record
 from bxmesh.server.tasks.roster import Roster
-from bxmesh.server.tasks.scheduler import Scheduler
+from bxmesh.server.tasks.scheduler import MOST_UNMET, Scheduler
 from bxmesh.server.tasks.schemas import accepting
 from bxmesh.server.tasks.store import NewTask, Parent, TaskStore
 from bxmesh.server.tasks.sweeper import Sweeper
@@ -96,6 +96,8 @@ class Tasks:
             offering = demand.offered_by(self.roster)
         if not offering and not wait_for_agent:
             raise self._unmet(demand)
+        if not offering and demand.name not in self.scheduler.unmet:
+            self.scheduler.unmet.append(demand.name)
         fitting = await accepting(spec.parameters, offering, demand.capabilities)
         return await self.store.create(
             NewTask(
@@ -111,7 +113,7 @@ class Tasks:
                 candidate(agent, demand.capabilities, self.store.options.timeout)
                 for agent in in_order(fitting, spec.sticky_key)
             ],
-            self.scheduler.unmet,
+            self.scheduler.unmet[-MOST_UNMET:],
         )
 
     def _unmet(self, demand: Demand) -> MeshError:

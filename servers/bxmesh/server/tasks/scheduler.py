@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _LONGEST_WAIT_SECONDS = 1.0
 _PAUSE_SECONDS = 0.2
 _MOST_AT_ONCE = 256
-_MOST_UNMET = 64
+MOST_UNMET = 64
 _MOST_DEMANDS = 512
 
 
@@ -30,7 +30,8 @@ class Scheduler:
 
     def __init__(self, store: TaskStore, roster: Roster, bells: Bells) -> None:
         self.unmet: list[str] = []
-        """Demands that nobody met when it looked last, some of them when there are many."""
+        """Demands that nobody met when it looked last, some of them when there are many, and those that
+        came since."""
         self._store = store
         self._roster = roster
         self._bells = bells
@@ -67,7 +68,7 @@ class Scheduler:
         """Gives out as much as it can at once; returns whether more may follow at once."""
         demands, load = await self._store.overview(self._bells.channel)
         agents = {name: demand.offered_by(self._roster) for name, demand in demands.items()}
-        self.unmet = [name for name, offering in agents.items() if not offering][:_MOST_UNMET]
+        self.unmet = [name for name, offering in agents.items() if not offering][:MOST_UNMET]
         free = {
             agent.agent_id: agent.max_concurrent_tasks - load.get(holder(agent), 0)
             for offering in agents.values()
