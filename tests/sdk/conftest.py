@@ -53,8 +53,8 @@ def state_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def lone_server(state_dir: Path) -> Iterator[EmbeddedMesh]:
-    """A mesh to be stopped, killed and started again."""
-    with start_mesh(state_dir) as mesh:
+    """A mesh to be stopped, killed and started again, which takes no longer than a lease."""
+    with start_mesh(state_dir, BXMESH_DELIVERY_LEASE="30") as mesh:
         yield mesh
 
 

@@ -18,7 +18,7 @@ from bxmesh.client import (
     Message,
     Unimplemented,
 )
-from bxmesh.client.agents import DeliveryMode, PayloadMismatch
+from bxmesh.client.agents import DeliveryMode
 from bxmesh.client.errors import from_status
 from tests.processes import until
 from tests.sdk.agents import Greeting, Recorder, Worker, name, soon
@@ -200,7 +200,3 @@ async def test_what_nobody_waits_for_any_more_is_cancelled(mesh: AsyncMesh) -> N
         assert await soon(bob.ended.get()) == "cancelled"
         await until(lambda: bob.get_stats().in_flight == 0)
         await mesh.request(bob.agent_id, "greeting.request", Greeting(text="hi"))
-
-
-async def test_payload_mismatch_is_exported() -> None:
-    assert issubclass(PayloadMismatch, InvalidInput)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, Generic, TypeVar
@@ -28,6 +29,7 @@ class OwnState(Generic[S]):
         self._agent_id = agent_id
         self._adapter: TypeAdapter[Any] = TypeAdapter(model)
         self._revision = 0
+        self._changing = asyncio.Lock()
         self._value: S
 
     @property
@@ -60,22 +62,23 @@ class OwnState(Generic[S]):
 
     async def change(self, change: Callable[[S], S | None]) -> S:
         """Changes the state by a function, which is called again on the new one when another was faster."""
-        while True:
-            draft = deepcopy(self._value)
-            result = change(draft)
-            new = self._plain(self._checked(draft if result is None else result))
-            revision = self._revision
-            try:
-                state = await self._mesh.update_state(
-                    self._agent_id, new, mask=(), expected_revision=revision
-                )
-            except FailedPrecondition as error:
-                if error.code is not grpc.StatusCode.ABORTED:
-                    raise
-                await self.load()
-            else:
-                self._take(state)
-                return self._value
+        async with self._changing:
+            while True:
+                draft = deepcopy(self._value)
+                result = change(draft)
+                new = self._plain(self._checked(draft if result is None else result))
+                revision = self._revision
+                try:
+                    state = await self._mesh.update_state(
+                        self._agent_id, new, mask=(), expected_revision=revision
+                    )
+                except FailedPrecondition as error:
+                    if error.code is not grpc.StatusCode.ABORTED:
+                        raise
+                    await self.load()
+                else:
+                    self._take(state)
+                    return self._value
 
     def _take(self, state: AgentState) -> None:
         # Answers may overtake each other; the newest counts.
