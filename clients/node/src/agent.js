@@ -1,5 +1,5 @@
 /** Agents: what others ask things of. */
-import { once } from 'node:events';
+import { once, setMaxListeners } from 'node:events';
 import { Operation, bounded } from './calls.js';
 import { BxmeshError, checked, invalid } from './errors.js';
 import { Handlers } from './handlers.js';
@@ -10,6 +10,7 @@ import { duration, entries } from './values.js';
 
 const START_MILLISECONDS = 60_000;
 const DRAIN_MILLISECONDS = 30_000;
+const CAPABILITY = /^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$/;
 
 /** @typedef {string | {name: string, description?: string, timeout?: number}} Capability */
 
@@ -44,7 +45,8 @@ export class Agent {
    * @param {string} options.id unique in the mesh
    * @param {string} options.type what kind of agent it is
    * @param {string} [options.version] of its software
-   * @param {Capability[]} [options.capabilities] timeouts in milliseconds
+   * @param {Capability[]} [options.capabilities] besides the types of its tasks; timeouts in
+   *   milliseconds
    * @param {number} [options.concurrency] how much it handles at a time; 1
    * @param {Record<string, string>} [options.metadata]
    * @param {number} [options.leaseSeconds] how long it stays without a heartbeat; the server's
@@ -60,6 +62,8 @@ export class Agent {
     if (!Number.isInteger(concurrency) || concurrency < 1 || concurrency > 10_000) {
       throw invalid('concurrency', 'must be 1 to 10000');
     }
+    // Every call that an agent makes listens to it.
+    setMaxListeners(0, this.#abort.signal);
     this.#mesh = mesh;
     this.#connection = connectionOf(mesh);
     this.#registration = {
@@ -104,7 +108,7 @@ export class Agent {
   }
 
   /**
-   * Does tasks of a type.
+   * Does tasks of a type, which thereby is a capability where it is written like one.
    *
    * @param {string} taskType
    * @param {(task: Task) => unknown} handler returns the result, anything that JSON has
@@ -179,8 +183,17 @@ export class Agent {
     return new Lease(this.#connection, this.#registration, this.#operation, heartbeat, leave);
   }
 
+  #offerTasks() {
+    const { capabilities } = this.#registration;
+    for (const name of this.#handlers.taskTypes) {
+      if (!CAPABILITY.test(name) || capabilities.some((each) => each.name === name)) continue;
+      capabilities.push({ name });
+    }
+  }
+
   /** Serves to the end; `#failure` says why when it was not asked for. */
   async #serve(attached) {
+    this.#offerTasks();
     const { agentId, maxConcurrentTasks: concurrency } = this.#registration;
     const { messageTypes } = this.#handlers;
     this.#mailbox = new Mailbox(

@@ -46,6 +46,11 @@ export class Handlers {
     return this.#messages.has('*') ? [] : [...this.#messages.keys()];
   }
 
+  /** The types of tasks that are done. */
+  get taskTypes() {
+    return [...this.#tasks.keys()];
+  }
+
   /**
    * Handles a delivery and returns the answer to it. It never throws.
    *

@@ -194,11 +194,11 @@ export class Mesh {
    *
    * @param {string} taskType such as geometry.minimize
    * @param {unknown} parameters anything that JSON has
-   * @param {TaskOptions} options names capabilities or an agent
+   * @param {TaskOptions} [options]
    * @param {CallOptions} [call]
    * @returns {Promise<TaskRecord>}
    */
-  async assignTask(taskType, parameters, options, call = {}) {
+  async assignTask(taskType, parameters, options = {}, call = {}) {
     const operation = new Operation(call, CALL_MILLISECONDS);
     return await assignTask(this.#connection, taskType, parameters, options, operation);
   }

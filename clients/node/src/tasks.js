@@ -8,13 +8,14 @@ const RESUMED = ['UNAVAILABLE', 'RESOURCE_EXHAUSTED', 'OUT_OF_RANGE'];
 
 /**
  * @typedef {object} TaskOptions
- * @property {string[]} [requiredCapabilities] what an agent must offer to get it
+ * @property {string[]} [capabilities] what an agent must offer to get it; the task's type, where
+ *   no agent is named
  * @property {string} [agentId] the agent that shall do it
  * @property {string} [description] for people
  * @property {'low' | 'medium' | 'high' | 'critical'} [priority] medium
  * @property {number} [timeout] milliseconds from when it is assigned first
  * @property {{maxAttempts?: number, initialBackoff?: number, maxBackoff?: number,
- *   nonRetryableReasons?: string[]}} [retryPolicy] times in milliseconds
+ *   nonRetryableReasons?: string[]}} [retry] how it is tried again; times in milliseconds
  * @property {string} [parentTaskId] the task on whose behalf it is done
  * @property {string} [stickyKey] the same key goes to the same agent
  * @property {Record<string, string>} [labels]
@@ -111,13 +112,14 @@ export class Task {
 
 /** Gives a task to the mesh; returns it as it then stands. */
 export async function assignTask(connection, taskType, parameters, options, operation) {
-  const { waitForAgent, timeout, retryPolicy, labels, ...rest } = options;
+  const { waitForAgent, capabilities, timeout, retry, labels, ...rest } = options;
   const spec = {
     ...checked('bxmesh.agent.v1.TaskSpec', rest),
     taskType,
+    requiredCapabilities: capabilities ?? (options.agentId ? [] : [taskType]),
     parameters: payload(parameters),
     timeout: duration(timeout),
-    retryPolicy: retryPolicy && policy(retryPolicy),
+    retryPolicy: retry && policy(retry),
     labels: entries(labels),
   };
   const request = { requestId: randomUUID(), spec, waitForAgent };

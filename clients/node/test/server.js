@@ -8,7 +8,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 
-const PYTHON =
+/** The interpreter in which the mesh is installed. */
+export const PYTHON =
   process.env.BXMESH_PYTHON ?? fileURLToPath(new URL('../../../.venv/bin/python', import.meta.url));
 const START_MILLISECONDS = 90_000;
 const FIND = 'import importlib.util; print(importlib.util.find_spec("iotbx").origin)';
