@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,8 @@ from bxmesh.geometry.v1 import bundle_pb2
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.errors import invalid_argument
 from bxmesh.tensors import to_buffer
+
+_LEAST_ITEM_BYTES = 4
 
 
 def load_coordinates(store: BundleStore, bundle_id: str) -> NDArray[Any]:
@@ -57,3 +60,19 @@ def save_coordinates(
         writer.write(to_buffer(array))
         bundle, _ = writer.commit()
     return bundle.bundle_id
+
+
+def check_shape(shape: tuple[int, ...], max_bytes: int) -> None:
+    """Raises MeshError for what is neither [N, 3] nor [B, N, 3], for nothing, and for too much."""
+    if len(shape) not in (2, 3) or shape[-1] != 3 or not all(shape):
+        raise invalid_argument(
+            "coordinates",
+            f"their shape is {list(shape)}; it must be [N, 3] or [B, N, 3].",
+            reason="COORDINATES_SHAPE",
+        )
+    if math.prod(shape) * _LEAST_ITEM_BYTES > max_bytes:
+        raise invalid_argument(
+            "coordinates",
+            f"the batch is too large; {max_bytes} bytes are the most at once.",
+            reason="COORDINATES_TOO_LARGE",
+        )

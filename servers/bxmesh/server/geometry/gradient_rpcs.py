@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import time
 import zlib
 from collections import deque
@@ -18,7 +17,7 @@ import grpc
 from bxmesh.geometry.v1 import geometry_work_pb2, gradients_pb2
 from bxmesh.server.errors import invalid_argument
 from bxmesh.server.geometry.agent.capabilities import GRADIENTS
-from bxmesh.server.geometry.coordinates import load_coordinates, save_coordinates
+from bxmesh.server.geometry.coordinates import check_shape, load_coordinates, save_coordinates
 from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
 from bxmesh.server.streams import Submission
 from bxmesh.tensor.v1 import tensor_pb2
@@ -34,7 +33,6 @@ _SHARES_AHEAD_PER_WORKER = 3
 # What is larger goes through the store, so that the append-only file of Redis stays small.
 _INLINE_BYTES = 64 * 1024
 _PROGRESS_SECONDS = 0.1
-_LEAST_ITEM_BYTES = 4
 
 
 @dataclass
@@ -130,7 +128,7 @@ class GradientRpcs:
             except TensorError as error:
                 raise invalid_argument("coordinates", str(error), reason=error.reason) from error
         if source is not None:
-            _check_shape(shape, mesh.settings.max_batch_bytes)
+            check_shape(shape, mesh.settings.max_batch_bytes)
         batched = len(shape) == 3
         return _Call(
             work,
@@ -181,22 +179,6 @@ class GradientRpcs:
         with self._mesh.store.open(result.bundle_id) as content:
             for spec in result.tensors:
                 yield from _chunks(call, spec, result.samples[0].sample, content)
-
-
-def _check_shape(shape: tuple[int, ...], max_bytes: int) -> None:
-    """Raises MeshError for what is neither [N, 3] nor [B, N, 3], for nothing, and for too much."""
-    if len(shape) not in (2, 3) or shape[-1] != 3 or not all(shape):
-        raise invalid_argument(
-            "coordinates",
-            f"their shape is {list(shape)}; it must be [N, 3] or [B, N, 3].",
-            reason="COORDINATES_SHAPE",
-        )
-    if math.prod(shape) * _LEAST_ITEM_BYTES > max_bytes:
-        raise invalid_argument(
-            "coordinates",
-            f"the batch is too large; {max_bytes} bytes are the most at once.",
-            reason="COORDINATES_TOO_LARGE",
-        )
 
 
 def _request_key(request_id: str, work: geometry_work_pb2.GradientsWork) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import grpc
 
+from bxmesh.geometry.v1 import bundle_pb2, model_pb2
+from bxmesh.server.bundles import BundleStore
 from bxmesh.server.errors import MeshError
 
 
@@ -25,3 +27,20 @@ def naming(name: str, bundle_id: str) -> Iterator[None]:
             metadata={"input": name, "bundle_id": bundle_id},
             field_violations=[(f"spec.{name}", error.message)],
         ) from error
+
+
+def model_spec(store: BundleStore, model_id: str) -> model_pb2.ModelSpec:
+    """What a model is made of; raises MeshError NOT_FOUND."""
+    try:
+        bundle = store.get(model_id)
+        if bundle.kind == bundle_pb2.BUNDLE_KIND_MODEL:
+            return model_pb2.ModelSpec.FromString(store.read(model_id))
+    except MeshError as error:
+        if error.code is not grpc.StatusCode.NOT_FOUND:
+            raise
+    raise MeshError(
+        grpc.StatusCode.NOT_FOUND,
+        "MODEL_NOT_FOUND",
+        f"There is no model {model_id}, or no longer. Create it with CreateModel.",
+        metadata={"model_id": model_id},
+    )

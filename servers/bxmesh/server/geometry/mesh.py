@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from bxmesh.geometry.v1 import bundle_pb2, model_pb2
+from bxmesh.geometry.v1 import model_pb2
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.errors import MeshError, internal
+from bxmesh.server.geometry.inputs import model_spec
 from bxmesh.server.geometry.routing import Router
 from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.interceptors import current_identity
@@ -86,19 +87,7 @@ class GeometryMesh:
 
     def model(self, model_id: str) -> model_pb2.ModelSpec:
         """What a model is made of; raises MeshError NOT_FOUND."""
-        try:
-            bundle = self.store.get(model_id)
-            if bundle.kind == bundle_pb2.BUNDLE_KIND_MODEL:
-                return model_pb2.ModelSpec.FromString(self.store.read(model_id))
-        except MeshError as error:
-            if error.code is not grpc.StatusCode.NOT_FOUND:
-                raise
-        raise MeshError(
-            grpc.StatusCode.NOT_FOUND,
-            "MODEL_NOT_FOUND",
-            f"There is no model {model_id}, or no longer. Create it with CreateModel.",
-            metadata={"model_id": model_id},
-        )
+        return model_spec(self.store, model_id)
 
 
 def result_of(outcome: work_pb2.WorkOutcome, kind: type[_M]) -> _M:

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, Message
 from ..errors import MeshError, invalid_argument
 from ._wrap import Call, Decode, Interceptor, Proceed
 
-__all__ = ["ValidationInterceptor"]
+__all__ = ["ValidationInterceptor", "refuse_invalid"]
 
 # A violation takes some 20 µs to describe: a message that is larger, and may hold a million,
 # is told its first one only.
@@ -53,19 +53,24 @@ class ValidationInterceptor(Interceptor):
             raise invalid_argument(
                 "", "The request is no message of this method's type.", reason="MESSAGE_MALFORMED"
             )
-        violations = self._validator.collect_violations(message, fail_fast=True)
-        if not violations:
-            return
-        if message.ByteSize() <= _FULLY_DESCRIBED_BYTES:
-            violations = self._validator.collect_violations(message)
-        described = [_describe(violation) for violation in violations]
-        field, description = described[0]
-        raise MeshError(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "INVALID_ARGUMENT",
-            f"{field}: {description}" if field else description,
-            field_violations=described,
-        )
+        refuse_invalid(self._validator, message)
+
+
+def refuse_invalid(validator: protovalidate.Validator, message: Message) -> None:
+    """Raises MeshError INVALID_ARGUMENT for a message that breaks the contract's rules."""
+    violations = validator.collect_violations(message, fail_fast=True)
+    if not violations:
+        return
+    if message.ByteSize() <= _FULLY_DESCRIBED_BYTES:
+        violations = validator.collect_violations(message)
+    described = [_describe(violation) for violation in violations]
+    field, description = described[0]
+    raise MeshError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_ARGUMENT",
+        f"{field}: {description}" if field else description,
+        field_violations=described,
+    )
 
 
 def _describe(violation: protovalidate.Violation) -> tuple[str, str]:

@@ -30,6 +30,7 @@ from bxmesh.tensors import TensorError, from_message, to_buffer, to_spec
 _MOST_LISTED_ATOMS = 50_000
 _M = TypeVar("_M", bound=Message)
 _T = TypeVar("_T")
+IsOver = Callable[[int], bool]
 
 
 class Calculations:
@@ -103,11 +104,17 @@ class Calculations:
         """Computes a share of a batch."""
         work = unpack(context.item.payload, geometry_work_pb2.GradientsWork)
         steps = Steps(announcer(context, self._worker_id))
-        return await self.in_thread(lambda: self._gradients(work, steps, context))
+        return await self.in_thread(
+            lambda: self.compute(work, steps, lambda done: context.cancelled)
+        )
 
-    def _gradients(
-        self, work: geometry_work_pb2.GradientsWork, steps: Steps, context: WorkContext
+    def compute(
+        self, work: geometry_work_pb2.GradientsWork, steps: Steps, is_over: IsOver
     ) -> geometry_work_pb2.GradientsWorkResult:
+        """Computes samples in the calling thread and stores their gradients.
+
+        Before each sample `is_over` is asked, with the number done, whether to give up.
+        """
         coordinates = self._coordinates(work)
         # Held for the whole share, short as it is, and while the result is stored too: a thread
         # that wants the interpreter while another one is in cctbx waits a whole evaluation each time.
@@ -115,7 +122,7 @@ class Calculations:
             evaluation = Evaluation(self._models.get(work.spec, steps), work.options)
             evaluation.prepare(steps)
             with steps.step("gradients"):
-                values, gradients = self._evaluate(work, evaluation, coordinates, steps, context)
+                values, gradients = self._evaluate(work, evaluation, coordinates, steps, is_over)
             with steps.step("store"):
                 dtype = gradient_dtype(
                     work.options, None if coordinates is None else coordinates.dtype
@@ -139,7 +146,7 @@ class Calculations:
         evaluation: Evaluation,
         coordinates: Array | None,
         steps: Steps,
-        context: WorkContext,
+        is_over: IsOver,
     ) -> tuple[list[gradients_pb2.SampleValue], list[dict[str, Array]]]:
         atoms = len(evaluation.model.atoms)
         samples: Array | list[None] = (
@@ -149,7 +156,7 @@ class Calculations:
         # In a batch only the whole is timed: a step costs as much as some of the samples.
         inner = steps if len(samples) == 1 else UnobservedSteps()
         for index, sites in enumerate(samples):
-            if context.cancelled:
+            if is_over(index):
                 raise cancelled()
             value, sample = evaluation.evaluate(sites, inner)
             value.sample = work.sample_start + index

@@ -20,6 +20,7 @@ from bxmesh.server.geometry.agent.capabilities import (
     OPEN_SESSION,
 )
 from bxmesh.server.geometry.agent.session_server import SessionServer
+from bxmesh.server.geometry.agent.tasks import GeometryTasks
 from bxmesh.server.geometry.agent.warm_models import WarmModels
 from bxmesh.server.geometry.engine import RestraintLibrary
 from bxmesh.server.geometry.queue import queue_options
@@ -27,7 +28,11 @@ from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, Worker, WorkerOptions
+from bxmesh.server.streams.bells import Bells
+from bxmesh.server.streams.mailbox_reader import MailboxReader
+from bxmesh.server.streams.mailboxes import Mailboxes
 from bxmesh.server.streams.tasks import end_tasks
+from bxmesh.server.tasks import TaskStore
 from bxmesh.server.version import VERSION
 
 _log = logging.getLogger(__name__)
@@ -87,6 +92,21 @@ class GeometryWorker:
                 handlers={**calculations.handlers, OPEN_SESSION: self.sessions.open_session},
             ),
         )
+        self._bells = Bells(redis)
+        self._tasks = GeometryTasks(
+            worker_id,
+            calculations,
+            store,
+            TaskStore(redis),
+            max_batch_bytes=settings.max_batch_bytes,
+        )
+        self._mailbox = MailboxReader(
+            Mailboxes(redis, settings.mailbox_options),
+            self._bells,
+            worker_id,
+            self._tasks.handle,
+            concurrency=_CONCURRENCY,
+        )
         self._agents = LiveAgents(redis)
         self._heartbeat = settings.heartbeat
         self._agent = agent_pb2.Agent(
@@ -104,7 +124,9 @@ class GeometryWorker:
         await asyncio.to_thread(self.models.warm_up)
         heart = asyncio.create_task(self._beat())
         try:
-            await self._worker.run()
+            async with self._bells, asyncio.TaskGroup() as group:
+                group.create_task(self._worker.run())
+                group.create_task(self._mailbox.run())
         finally:
             await end_tasks(heart)
             self.sessions.close()
@@ -115,6 +137,7 @@ class GeometryWorker:
         """Lets what was begun end, and takes no more."""
         self._agent.status = agent_pb2.AGENT_STATUS_DRAINING
         self._worker.stop()
+        self._mailbox.stop()
 
     async def _beat(self) -> None:
         self._agent.register_time.GetCurrentTime()
@@ -139,7 +162,9 @@ class GeometryWorker:
     def _describe(self) -> None:
         sessions = self.sessions.open_sessions
         self._agent.current_load = min(1.0, self._worker.load)
-        self._agent.active_tasks = round(self._worker.load * _CONCURRENCY) + sessions
+        self._agent.active_tasks = (
+            round(self._worker.load * _CONCURRENCY) + self._mailbox.active + sessions
+        )
         if self._agent.status != agent_pb2.AGENT_STATUS_DRAINING:
             busy = self._worker.load >= 1.0
             self._agent.status = (

@@ -1,0 +1,176 @@
+"""The tasks that a geometry worker does, as any agent of the mesh would."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import protovalidate
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from opentelemetry import trace
+
+from bxmesh.agent.v1 import message_pb2, task_pb2
+from bxmesh.geometry.v1 import geometry_work_pb2, gradients_pb2
+from bxmesh.server import telemetry
+from bxmesh.server.bundles import BundleStore
+from bxmesh.server.errors import MeshError, invalid_argument, unimplemented
+from bxmesh.server.geometry.agent.calculations import Calculations
+from bxmesh.server.geometry.agent.capabilities import GRADIENTS
+from bxmesh.server.geometry.agent.steps import Steps
+from bxmesh.server.geometry.coordinates import check_shape, load_coordinates
+from bxmesh.server.geometry.inputs import model_spec
+from bxmesh.server.interceptors.validation import refuse_invalid
+from bxmesh.server.streams.entries import HeldEntry
+from bxmesh.server.streams.mailboxes import TASK
+from bxmesh.server.tasks import TaskStore
+from bxmesh.tensors import TensorError, size_bytes
+from bxmesh.work.v1 import work_pb2
+
+_PROGRESS_SECONDS = 0.5
+_MOST_RESULT_BYTES = 1 << 20
+
+
+class GeometryTasks:
+    """Does tasks of the type geometry.gradients.
+
+    Parameters are a ComputeGradientsRequest, as protobuf or in its JSON form; the result is a
+    GradientsWorkResult, whose bundle holds the gradients.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        calculations: Calculations,
+        store: BundleStore,
+        tasks: TaskStore,
+        *,
+        max_batch_bytes: int,
+    ) -> None:
+        self._worker_id = worker_id
+        self._calculations = calculations
+        self._store = store
+        self._tasks = tasks
+        self._max_batch_bytes = max_batch_bytes
+        self._validator = protovalidate.Validator()
+
+    async def handle(self, held: HeldEntry) -> None:
+        """Does the task of an entry to its end; raises MeshError for what is no task of ours."""
+        delivery = work_pb2.TaskDelivery()
+        if held.item.kind != TASK or not held.item.payload.Unpack(delivery):
+            raise unimplemented("A geometry worker takes tasks only.", reason="NO_HANDLER")
+        try:
+            task = await self._tasks.begin(delivery.task_id, delivery.attempt, self._worker_id)
+        except MeshError as error:
+            if error.code.name in ("NOT_FOUND", "FAILED_PRECONDITION"):
+                return  # It was given to somebody else since, or has ended.
+            raise
+        if task.state != task_pb2.TASK_STATE_RUNNING:
+            return
+        with telemetry.tracer().start_as_current_span(
+            f"process {task.spec.task_type}",
+            context=telemetry.extract(task.trace_context),
+            kind=trace.SpanKind.CONSUMER,
+            attributes={"bxmesh.task.id": task.task_id, "bxmesh.worker.id": self._worker_id},
+        ):
+            await self._do(task, delivery.attempt, held)
+
+    async def _do(self, task: task_pb2.Task, attempt: int, held: HeldEntry) -> None:
+        try:
+            result = await self._compute(task, attempt, held)
+        except MeshError as error:
+            if not held.over:
+                await self._tasks.fail(task.task_id, attempt, self._worker_id, error.to_status())
+        else:
+            payload = message_pb2.Payload()
+            payload.protobuf.Pack(result)
+            await self._tasks.finish(task.task_id, attempt, self._worker_id, payload)
+
+    async def _compute(
+        self, task: task_pb2.Task, attempt: int, held: HeldEntry
+    ) -> geometry_work_pb2.GradientsWorkResult:
+        if task.spec.task_type != GRADIENTS:
+            raise unimplemented(
+                f"A geometry worker does tasks of the type {GRADIENTS}, not {task.spec.task_type}.",
+                reason="UNKNOWN_TASK",
+            )
+        request = self._request(task.spec.parameters)
+        samples = self._samples(request)
+        work = geometry_work_pb2.GradientsWork(
+            model_id=request.model_id,
+            spec=model_spec(self._store, request.model_id),
+            options=request.options,
+            sample_start=0,
+            sample_stop=samples,
+        )
+        if request.HasField("coordinates"):
+            work.coordinates.CopyFrom(request.coordinates)
+        loop = asyncio.get_running_loop()
+        told = time.monotonic()
+
+        def tell(percent: float, message: str) -> None:
+            progress = task_pb2.TaskProgress(percent=percent, message=message)
+            asyncio.run_coroutine_threadsafe(self._tell(task.task_id, attempt, progress), loop)
+
+        def is_over(done: int) -> bool:
+            nonlocal told
+            if time.monotonic() - told > _PROGRESS_SECONDS:
+                told = time.monotonic()
+                tell(100 * done / samples, f"{done} of {samples} samples")
+            return held.over
+
+        steps = Steps(lambda step: tell(0.0, step))
+        result = await self._calculations.in_thread(
+            lambda: self._calculations.compute(work, steps, is_over)
+        )
+        if result.ByteSize() > _MOST_RESULT_BYTES:
+            raise invalid_argument(
+                "coordinates",
+                f"the values of {samples} samples are too many for one task; give it fewer",
+                reason="RESULT_TOO_LARGE",
+            )
+        return result
+
+    async def _tell(self, task_id: str, attempt: int, progress: Any) -> None:
+        # How far it is may be lost; that it was cancelled is told to the mailbox.
+        try:
+            await self._tasks.progress(task_id, attempt, self._worker_id, progress)
+        except MeshError:
+            return
+
+    def _request(self, parameters: message_pb2.Payload) -> gradients_pb2.ComputeGradientsRequest:
+        request = gradients_pb2.ComputeGradientsRequest()
+        try:
+            if parameters.HasField("json"):
+                json_format.Parse(parameters.json.json, request, max_recursion_depth=20)
+            elif not parameters.protobuf.Unpack(request):
+                raise invalid_argument(
+                    "spec.parameters",
+                    "must be a bxmesh.geometry.v1.ComputeGradientsRequest, or its JSON form",
+                    reason="SCHEMA_MISMATCH",
+                )
+        except (DecodeError, json_format.ParseError) as error:
+            raise invalid_argument(
+                "spec.parameters",
+                f"are no ComputeGradientsRequest: {str(error)[:200]}",
+                reason="SCHEMA_MISMATCH",
+            ) from error
+        refuse_invalid(self._validator, request)
+        return request
+
+    def _samples(self, request: gradients_pb2.ComputeGradientsRequest) -> int:
+        source = request.coordinates.WhichOneof("source")
+        if source is None:
+            return 1
+        if source == "bundle_id":
+            shape = tuple(load_coordinates(self._store, request.coordinates.bundle_id).shape)
+        else:
+            spec = request.coordinates.tensor.spec
+            shape = tuple(spec.shape)
+            try:
+                size_bytes(spec, max_bytes=self._max_batch_bytes)
+            except TensorError as error:
+                raise invalid_argument("coordinates", str(error), reason=error.reason) from error
+        check_shape(shape, self._max_batch_bytes)
+        return shape[0] if len(shape) == 3 else 1
