@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CODE := servers clients tests benchmarks tools
+CODE := servers clients examples tests benchmarks tools
 
 .PHONY: help setup demo test check lint types proto proto-check proto-lint proto-breaking pytest node bench clean
 
@@ -34,7 +34,7 @@ lint: $(READY) ## style
 
 types: $(READY) ## strict types over our code
 	$(BIN)/mypy -p bxmesh.server -p bxmesh.client -m bxmesh.tensors
-	$(BIN)/mypy tools benchmarks
+	$(BIN)/mypy tools benchmarks examples
 
 proto: $(READY) ## generated/ from proto/
 	$(BIN)/python tools/protos.py generate

@@ -1,0 +1,38 @@
+"""The examples run as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from bxmesh.server.embedded import EmbeddedMesh
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+async def run(server: EmbeddedMesh, name: str, *arguments: str) -> str:
+    """What an example prints."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-W",
+        "error",
+        str(EXAMPLES / name),
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={"BXMESH_STATE_DIR": str(server.state_dir)},
+    )
+    async with asyncio.timeout(100):
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+async def test_greeting(shared_server: EmbeddedMesh) -> None:
+    assert (await run(shared_server, "greeting.py")).splitlines() == [
+        "bert hears 'Good morning, bert!' by direct message",
+        "ada gets 'Hello, ada!' back",
+        "ada hears 'Good morning, ada!' by durable message",
+        "bert gets 'Hello, bert!' back",
+    ]
