@@ -18,7 +18,8 @@ from rich.table import Table
 
 from bxmesh.client import AsyncMesh, BxmeshError, Model, Supervisor
 from bxmesh.client.agents import WorkProgress
-from bxmesh.geometry.v1.gradients_pb2 import ComputeGradientsRequest, Coordinates, GradientsSummary
+from bxmesh.geometry.v1.geometry_work_pb2 import GradientsWorkResult
+from bxmesh.geometry.v1.gradients_pb2 import ComputeGradientsRequest, Coordinates
 from bxmesh.tensors import to_message
 
 SHIFT = 0.05
@@ -62,19 +63,21 @@ async def main(model_file: Path, jobs: int, concurrency: int) -> None:
             results = await Supervisor(mesh).map(
                 "geometry.gradients",
                 requests(model, jobs),
-                result=GradientsSummary,
+                result=GradientsWorkResult,
                 concurrency=concurrency,
                 failures="collect",
                 on_progress=plot.show,
-                sticky_key=model.model_id,
             )
         seconds = time.perf_counter() - began
+        done = [one for one in results if isinstance(one, GradientsWorkResult)]
         failures = [one for one in results if isinstance(one, BxmeshError)]
-        bundles = {
-            name for one in results if isinstance(one, GradientsSummary) for name in one.bundle_ids
-        }
-        print(f"{len(results) - len(failures)} of {jobs} jobs, {jobs / seconds:.0f} a second")
-        print(f"{len(bundles)} bundles of gradients, {len(failures)} failures")
+        energies = [one.samples[0].geometry.energy for one in done]
+        print(
+            f"{len(done)} of {jobs} jobs, {jobs / seconds:.0f} a second, {len(failures)} failures"
+        )
+        if done:
+            print(f"energies {min(energies):.1f} to {max(energies):.1f}")
+            print(f"the gradients of the first are in {done[0].bundle_id}")
         for failure in failures[:3]:
             print(failure)
 

@@ -11,6 +11,7 @@ import pytest
 
 from bxmesh.client import AsyncMesh
 from bxmesh.server.embedded import EmbeddedMesh
+from tests.mesh.conftest import wait_until_it_serves
 
 # Short, so that what waits for a lease does not wait long.
 FAST = {
@@ -20,9 +21,9 @@ FAST = {
 }
 
 
-def start_mesh(state_dir: Path | None = None, **environment: str) -> EmbeddedMesh:
-    """A mesh without geometry workers; use it in a `with`."""
-    return EmbeddedMesh(state_dir, workers=0, env={**FAST, **environment})
+def start_mesh(state_dir: Path | None = None, workers: int = 0, **environment: str) -> EmbeddedMesh:
+    """A mesh, without geometry workers unless they are asked for; use it in a `with`."""
+    return EmbeddedMesh(state_dir, workers=workers, env={**FAST, **environment})
 
 
 def client(mesh: EmbeddedMesh) -> AsyncMesh:
@@ -34,6 +35,14 @@ def client(mesh: EmbeddedMesh) -> AsyncMesh:
 def shared_server() -> Iterator[EmbeddedMesh]:
     """The mesh of the tests that break nothing."""
     with start_mesh() as mesh:
+        yield mesh
+
+
+@pytest.fixture
+def workers_server() -> Iterator[EmbeddedMesh]:
+    """A mesh with two geometry workers."""
+    with start_mesh(workers=2) as mesh:
+        wait_until_it_serves(mesh)
         yield mesh
 
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from bxmesh.server.embedded import EmbeddedMesh
+from tests.engine.wheel import PDB_1YJP, wheel_file
+from tests.sdk.conftest import client
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -36,3 +38,14 @@ async def test_greeting(shared_server: EmbeddedMesh) -> None:
         "ada hears 'Good morning, ada!' by durable message",
         "bert gets 'Hello, bert!' back",
     ]
+
+
+async def test_geometry_fanout(workers_server: EmbeddedMesh) -> None:
+    output = await run(workers_server, "geometry_fanout.py", str(wheel_file(PDB_1YJP)))
+    assert "200 of 200 jobs" in output
+    assert "0 failures" in output
+    bundle_id = output.split()[-1]
+    async with client(workers_server) as mesh:
+        assert len(await mesh.bundles.download(bundle_id)) % (3 * 8) == 0
+        workers = {agent.agent_id for agent in await mesh.agents()}
+    assert all(worker in output for worker in workers)
