@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { bundleId, upload } from './bundles.js';
 import { Connection, Operation } from './calls.js';
 import { deadLetters } from './dead_letters.js';
+import { discover } from './discovery.js';
 import { resolve } from './endpoint.js';
 import { checked } from './errors.js';
 import { Answer } from './gradients.js';
@@ -187,6 +188,20 @@ export class Mesh {
     const whom = { deliveryMode, capabilities, agentType, includeSender };
     const envelope = envelopeOf(messageType, value, fields);
     return await broadcastMessage(this.#connection, envelope, whom, operation);
+  }
+
+  /**
+   * Finds the live agents that offer all of some capabilities, the one with most free capacity
+   * first.
+   *
+   * @param {string[]} capabilities
+   * @param {{agentType?: string, version?: string, metadata?: Record<string, string>} & CallOptions}
+   *   [options] only of this type and version, with these facts
+   * @returns {Promise<import('./discovery.js').Discovery>}
+   */
+  async discover(capabilities, { timeout, signal, traceparent, ...filter } = {}) {
+    const operation = new Operation({ timeout, signal, traceparent }, CALL_MILLISECONDS);
+    return await discover(this.#connection, { capabilities, ...filter }, operation);
   }
 
   /**

@@ -306,6 +306,40 @@ suite('agents', { timeout: 120_000 }, () => {
     assert.deepEqual(heard, [[listeners[1].id, 1]]);
   });
 
+  test('are found by what they offer, and say how busy they are', async () => {
+    const begun = gate();
+    const finish = gate();
+    const metadata = { site: 'here' };
+    const agent = agentOf({ capabilities: ['find.me'], version: '1.2', metadata, leaseSeconds: 60 });
+    agent.on('work', async () => {
+      begun.open();
+      await finish.opened;
+    });
+    agent.task('find.work', silent);
+    await agent.start();
+    const { agents: [found], missingCapabilities } = await mesh.discover(['find.me'], { metadata });
+    assert.deepEqual(found, {
+      agentId: agent.id,
+      agentType: 'test',
+      version: '1.2',
+      capabilities: ['find.me', 'find.work'],
+      metadata,
+      status: 'active',
+      currentLoad: 0,
+      activeTasks: 0,
+      maxConcurrentTasks: 1,
+    });
+    assert.deepEqual(missingCapabilities, []);
+    const nobody = await mesh.discover(['find.me', 'find.nobody'], { agentType: 'test' });
+    assert.deepEqual(nobody, { agents: [], missingCapabilities: ['find.nobody'] });
+    await mesh.send(agent.id, 'work');
+    await begun.opened;
+    await until(async () => (await live(agent.id)).status === 'busy');
+    assert.equal((await live(agent.id)).currentLoad, 1);
+    finish.open();
+    await until(async () => (await live(agent.id)).status === 'active');
+  });
+
   test('are refused what the contract does not have', async () => {
     const agent = await greeter();
     const code = 'INVALID_ARGUMENT';
@@ -373,7 +407,7 @@ suite('agents', { timeout: 120_000 }, () => {
     assert.equal((await reply).json, 'done');
     await stopped;
     await agent.closed;
-    await assert.rejects(found(agent.id), { code: 'NOT_FOUND' });
+    await assert.rejects(live(agent.id), { code: 'NOT_FOUND' });
   });
 
   test('give back what they cannot finish', async () => {
@@ -545,7 +579,7 @@ suite('agents', { timeout: 120_000 }, () => {
     return await connectionOf(mesh).unary(method, request, new Operation({}, 10_000));
   }
 
-  async function found(agentId) {
+  async function live(agentId) {
     return (await call('getAgent', { agentId })).agent;
   }
 });

@@ -10,6 +10,10 @@ from bxmesh.client import Agent, AsyncMesh, Message, RetryPolicy, TaskContext, o
 class Greeter(Agent[Any]):
     """Passes on what it is asked."""
 
+    async def on_start(self) -> None:
+        """Says that it can be asked."""
+        print("ready", flush=True)
+
     @on("greeting.request", retry=RetryPolicy(max_attempts=1))
     async def greet(self, message: Message) -> None:
         """Replies as the agent named by `ask` does, and says who that was."""
@@ -27,12 +31,7 @@ async def main() -> None:
     """Runs the agent until it is asked to stop."""
     address, state_dir = sys.argv[1:]
     async with AsyncMesh(address, state_dir=state_dir) as mesh:
-        agent = Greeter("python")
-        running = asyncio.create_task(agent.run(mesh))
-        while not any(each.agent_id == "python" for each in await mesh.agents()):
-            await asyncio.sleep(0.05)
-        print("ready", flush=True)
-        await running
+        await Greeter("python").run(mesh)
 
 
 if __name__ == "__main__":
