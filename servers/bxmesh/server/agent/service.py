@@ -15,6 +15,7 @@ from bxmesh.server.agent.directory import Directory
 from bxmesh.server.agent.lease_watch import watch_leases
 from bxmesh.server.agent.mesh import AgentMesh
 from bxmesh.server.agent.message_rpcs import MessageRpcs
+from bxmesh.server.agent.queue_rpcs import QueueRpcs
 from bxmesh.server.agent.state_rpcs import StateRpcs
 from bxmesh.server.agent.task_rpcs import TaskRpcs
 from bxmesh.server.live_agents import LiveAgents
@@ -57,7 +58,7 @@ async def agent_service(
             yield service
 
 
-class AgentService(ConnectRpc, MessageRpcs, TaskRpcs, StateRpcs):
+class AgentService(ConnectRpc, MessageRpcs, TaskRpcs, StateRpcs, QueueRpcs):
     """All RPCs of the agent service; an async context manager, within which mailboxes are kept."""
 
     def __init__(self, mesh: AgentMesh) -> None:

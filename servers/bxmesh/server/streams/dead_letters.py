@@ -171,6 +171,8 @@ class DeadLetters:
 def _read(letter_id: bytes, fields: Mapping[bytes, bytes]) -> StoredLetter:
     data = fields.get(b"letter", b"")
     try:
+        if not data:
+            raise DecodeError("the entry holds no letter")
         letter = work_pb2.DeadLetter.FromString(data)
     except DecodeError:
         problem = internal("The dead letter cannot be read.", reason="UNREADABLE")

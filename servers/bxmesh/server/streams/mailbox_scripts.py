@@ -192,6 +192,11 @@ local most = tonumber(ARGV[8])
 local found = most > 0 and redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3]) or {}
 if #found == 1 then
   local fields = found[1][2]
+  if redis.call('EXISTS', KEYS[4]) == 0 then
+    -- What was there has expired, and was acknowledged before the last one was.
+    local last = redis.call('HGET', KEYS[5], 'kept')
+    if last then redis.call('HSET', KEYS[5], 'trimmed', last) end
+  end
   for i = 1, #fields, 2 do
     if fields[i] == 'entry' then
       local id = redis.call('XADD', KEYS[4], '*',
@@ -219,6 +224,61 @@ end
 redis.call('HINCRBY', KEYS[5], 'acknowledged', 1)
 """
     + END
+)
+
+# Puts a message out of a mailbox's history back. KEYS: inbox, the request's progress (or inbox)
+# ARGV: entry, where it stood, lifetime of the progress in ms or 0 for none, most that the request
+# may put back, capacity of the mailbox
+# Returns 1, 0 when the request has put it back before, -1 when it has done its most, -2 when full.
+POST_AGAIN = Script(
+    PLACE
+    + """
+local counted = tonumber(ARGV[3]) > 0
+if counted then
+  if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 1 then return 0 end
+  if redis.call('HLEN', KEYS[2]) >= tonumber(ARGV[4]) then return -1 end
+end
+if depth(KEYS[1]) >= tonumber(ARGV[5]) then return -2 end
+place(KEYS[1], ARGV[1], 0)
+if counted then
+  redis.call('HSET', KEYS[2], ARGV[2], 1)
+  redis.call('PEXPIRE', KEYS[2], ARGV[3])
+end
+return 1
+"""
+)
+
+# The figures of one mailbox. KEYS: connections, figures, dead_of, the inboxes of the agent…
+# ARGV: group, since when there are dead letters (ms) or "" when there are none
+# Returns {ms now, connections, dead letters, in flight, ms of the oldest that waits or -1, the
+# counts as field and value…, what waits in each inbox…}.
+FIGURES = Script(
+    NOW
+    + """
+local waiting, held, oldest = {}, 0, -1
+for i = 4, #KEYS do
+  local length, pending, last = redis.call('XLEN', KEYS[i]), 0, '0-0'
+  if length > 0 then
+    for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[i])) do
+      local facts = {}
+      for j = 1, #group, 2 do facts[group[j]] = group[j + 1] end
+      if facts['name'] == ARGV[1] then
+        pending, last = facts['pending'], facts['last-delivered-id']
+      end
+    end
+  end
+  local more = math.max(0, length - pending)
+  waiting[#waiting + 1], held = more, held + pending
+  if more > 0 then
+    local first = redis.call('XRANGE', KEYS[i], '(' .. last, '+', 'COUNT', 1)
+    local since = first[1] and tonumber(string.match(first[1][1], '^%d+'))
+    if since and (oldest < 0 or since < oldest) then oldest = since end
+  end
+end
+local dead = ARGV[2] ~= '' and redis.call('ZCOUNT', KEYS[3], ARGV[2], '+inf') or 0
+return {now(), redis.call('HLEN', KEYS[1]), dead, held, oldest,
+  redis.call('HGETALL', KEYS[2]), waiting}
+"""
 )
 
 # Answers a request whose sender waits for it, though the request itself was acknowledged, or was a
@@ -261,9 +321,11 @@ __all__ = [
     "ANSWER",
     "ATTACH",
     "DETACH",
+    "FIGURES",
     "HAND_OVER",
     "HELD",
     "POST",
+    "POST_AGAIN",
     "RECLAIM",
     "RING",
     "TAKE",

@@ -1,0 +1,66 @@
+"""The RPCs on dead letters, histories and the figures of queues."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from bxmesh.agent.v1 import queue_pb2 as pb
+from bxmesh.server.agent.history import replay_messages
+from bxmesh.server.agent.letter_mutations import purge_letters, replay_letters
+from bxmesh.server.agent.letter_pages import list_letters
+from bxmesh.server.agent.mesh import AgentMesh, caller
+from bxmesh.server.agent.mutations import Mutation
+from bxmesh.server.agent.queue_figures import queue_stats, require_mailbox
+from bxmesh.server.streams import WorkQueue
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class QueueRpcs:
+    """ListDeadLetters, ReplayDeadLetters, PurgeDeadLetters, ReplayMessages and GetQueueStats."""
+
+    _mesh: AgentMesh
+
+    async def ListDeadLetters(
+        self, request: pb.ListDeadLettersRequest, context: Context
+    ) -> pb.ListDeadLettersResponse:
+        """Lists a page of dead letters, newest first."""
+        return await list_letters(self._queues, self._mesh.tasks.store, request)
+
+    async def ReplayDeadLetters(
+        self, request: pb.ReplayDeadLettersRequest, context: Context
+    ) -> pb.ReplayDeadLettersResponse:
+        """Puts dead letters back to where they came from."""
+        mutation = self._mutation("ReplayDeadLetters", request.request_id)
+        return await replay_letters(self._queues, self._mesh.tasks.store, request, mutation)
+
+    async def PurgeDeadLetters(
+        self, request: pb.PurgeDeadLettersRequest, context: Context
+    ) -> pb.PurgeDeadLettersResponse:
+        """Deletes dead letters for good."""
+        mutation = self._mutation("PurgeDeadLetters", request.request_id)
+        return await purge_letters(self._queues, self._mesh.tasks.store, request, mutation)
+
+    async def ReplayMessages(
+        self, request: pb.ReplayMessagesRequest, context: Context
+    ) -> pb.ReplayMessagesResponse:
+        """Delivers what an agent has handled again."""
+        await require_mailbox(self._mesh, request.agent_id)
+        mutation = self._mutation("ReplayMessages", request.request_id)
+        return await replay_messages(self._mesh.mailboxes, request, mutation)
+
+    async def GetQueueStats(
+        self, request: pb.GetQueueStatsRequest, context: Context
+    ) -> pb.GetQueueStatsResponse:
+        """Counts what is in queues."""
+        return await queue_stats(self._mesh, request)
+
+    @property
+    def _queues(self) -> tuple[WorkQueue, ...]:
+        return (self._mesh.mailboxes.queue, *self._mesh.work_queues)
+
+    def _mutation(self, method: str, request_id: str) -> Mutation:
+        mesh = self._mesh
+        return Mutation(mesh.redis, mesh.mailboxes.keys, method, caller(), request_id)
