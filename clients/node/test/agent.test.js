@@ -476,6 +476,38 @@ suite('agents', { timeout: 120_000 }, () => {
     }
   });
 
+  test('stop working on what went to another while they were away', async () => {
+    const path = join(server.stateDirectory, 'away.sock');
+    const target = server.address.replace('unix:', '');
+    let proxy = await startProxy(path, target);
+    const remote = new Mesh({ ...server, address: `unix:${path}` });
+    try {
+      const begun = gate();
+      const aborted = gate();
+      const agent = agentOf({}, remote);
+      agent.on('away.request', async (message) => {
+        if (message.attempt > 1) return await message.reply('away.response', message.attempt);
+        begun.open();
+        await once(message.signal, 'abort');
+        aborted.open(message.signal.reason);
+        throw message.signal.reason;
+      });
+      await agent.start();
+      const reply = mesh.request(agent.id, 'away.request');
+      await begun.opened;
+      await proxy.close();
+      // Longer than a delivery's lease, shorter than the agent's.
+      await sleep(5000);
+      proxy = await startProxy(path, target);
+      assert.equal((await aborted.opened).reason, 'LEASE_LOST');
+      assert.equal((await reply).json, 2);
+      await agent.stop();
+    } finally {
+      remote.close();
+      await proxy.close();
+    }
+  });
+
   test('do a task, and say how far they are', async () => {
     const agent = agentOf({ capabilities: ['counting'] });
     const seen = gate();
