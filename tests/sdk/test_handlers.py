@@ -104,7 +104,7 @@ def test_mistakes_are_told_when_the_class_is_made() -> None:
             @on("x")
             async def two(self, message: Message) -> None: ...
 
-    with pytest.raises(InvalidInput, match="1 is the least"):
+    with pytest.raises(InvalidInput, match="1 to 10000"):
         Agent("x", concurrency=0)
 
 
@@ -171,4 +171,8 @@ def test_field_violations_survive() -> None:
     error = PayloadMismatch("bad", [("payload.x", "is missing")])
     assert from_status(to_status(error)).field_violations == (("payload.x", "is missing"),)
     assert reason_of(error) == "PAYLOAD_MISMATCH"
-    assert len(to_status(ValueError("x" * 5000)).message) <= 800
+    long = "x" * 5000
+    assert len(to_status(ValueError(long)).message) <= 800
+    wordy = PayloadMismatch(long, [(long, long)] * 100)
+    wordy.metadata = {f"{n}{long}": long for n in range(100)}
+    assert to_status(wordy).ByteSize() < 8192

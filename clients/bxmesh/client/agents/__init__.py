@@ -4,7 +4,7 @@ from bxmesh.client.agents.agent import Agent
 from bxmesh.client.agents.assignment import Assignment
 from bxmesh.client.agents.capabilities import Capability
 from bxmesh.client.agents.dead_letters import DeadLetter
-from bxmesh.client.agents.failures import Drop, HandlerTimeout, Retry, Unhandled
+from bxmesh.client.agents.failures import Drop, HandlerCancelled, HandlerTimeout, Retry, Unhandled
 from bxmesh.client.agents.handlers import on, task
 from bxmesh.client.agents.live_agents import AgentEvent, AgentInfo, Discovery
 from bxmesh.client.agents.messages import (
@@ -38,6 +38,7 @@ __all__ = [
     "DeliveryMode",
     "Discovery",
     "Drop",
+    "HandlerCancelled",
     "HandlerStats",
     "HandlerTimeout",
     "Message",

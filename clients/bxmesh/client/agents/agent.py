@@ -37,6 +37,8 @@ __all__ = ["Agent"]
 
 S = TypeVar("S", default=Any)
 
+_MOST_AT_ONCE = 10_000
+
 _log = logging.getLogger(__name__)
 
 
@@ -97,8 +99,8 @@ class Agent(Generic[S]):
         self.concurrency = self.concurrency if concurrency is None else concurrency
         self.lease_seconds = self.lease_seconds if lease_seconds is None else lease_seconds
         self.drain_seconds = self.drain_seconds if drain_seconds is None else drain_seconds
-        if self.concurrency < 1:
-            raise invalid("concurrency", f"{self.concurrency} at a time is nothing; 1 is the least")
+        if not 1 <= self.concurrency <= _MOST_AT_ONCE:
+            raise invalid("concurrency", f"1 to {_MOST_AT_ONCE} at a time, not {self.concurrency}")
         self._runtime: Runtime | None = None
         self._last_stats = AgentStats()
 

@@ -12,9 +12,13 @@ from google.rpc import error_details_pb2, status_pb2
 from bxmesh.client.agents.retry import reason_of
 from bxmesh.client.errors import BxmeshError
 
-__all__ = ["Drop", "HandlerTimeout", "Retry", "Unhandled", "to_status"]
+__all__ = ["Drop", "HandlerCancelled", "HandlerTimeout", "Retry", "Unhandled", "to_status"]
 
+# A status travels in trailers, of which gRPC takes 8 KiB.
 _MOST_CHARACTERS = 800
+_MOST_TEXT = 200
+_MOST_NAME = 100
+_MOST_DETAILS = 10
 
 
 class Retry(Exception):
@@ -58,6 +62,17 @@ class HandlerTimeout(BxmeshError):
         )
 
 
+class HandlerCancelled(BxmeshError):
+    """Something that a handler waited for was cancelled."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"something that the handler of {what} waited for was cancelled",
+            code=grpc.StatusCode.ABORTED,
+            reason="HANDLER_CANCELLED",
+        )
+
+
 def to_status(error: BaseException) -> status_pb2.Status:
     """Returns an error as a status with one ErrorInfo, and what was wrong with which field.
 
@@ -73,12 +88,16 @@ def to_status(error: BaseException) -> status_pb2.Status:
         case Retry():
             code, reason = grpc.StatusCode.UNAVAILABLE, "RETRY_REQUESTED"
     status = status_pb2.Status(code=code.value[0], message=message[:_MOST_CHARACTERS])
-    info = error_details_pb2.ErrorInfo(reason=reason, domain="bxmesh", metadata=metadata)
+    info = error_details_pb2.ErrorInfo(reason=reason[:_MOST_NAME], domain="bxmesh")
+    for key, value in list(metadata.items())[:_MOST_DETAILS]:
+        info.metadata[key[:_MOST_NAME]] = value[:_MOST_TEXT]
     details: list[Message] = [info]
     if isinstance(error, BxmeshError) and error.field_violations:
         request = error_details_pb2.BadRequest()
-        for field, description in error.field_violations:
-            request.field_violations.add(field=field, description=description)
+        for field, description in error.field_violations[:_MOST_DETAILS]:
+            request.field_violations.add(
+                field=field[:_MOST_NAME], description=description[:_MOST_TEXT]
+            )
         details.append(request)
     for detail in details:
         packed = AnyMessage()

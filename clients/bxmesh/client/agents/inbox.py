@@ -77,6 +77,8 @@ class Inbox:
 
     def take(self, delivery: pb.Delivery) -> None:
         """Begins with a delivery. A direct message is dropped while too many of them wait."""
+        if self._known(delivery.delivery_id):
+            return
         self._stats.received += 1
         work = _Work(delivery)
         if delivery.delivery_id:
@@ -89,8 +91,38 @@ class Inbox:
         self._changed()
         work.task = asyncio.create_task(self._run(work))
 
+    def _known(self, delivery_id: str) -> bool:
+        """Whether a delivery is at work or answered already: it came twice, and credit goes back."""
+        if delivery_id in self._unsettled:
+            self.post(pb.ConnectRequest(answer=self._unsettled[delivery_id]))
+        elif delivery_id not in self._works:
+            return False
+        self.post(pb.ConnectRequest(credit=pb.Credit(deliveries=1)))
+        return True
+
+    def extend(self) -> None:
+        """Asks for more time for what is at work."""
+        if self._works:
+            self.post(pb.ConnectRequest(extend=pb.Extend(delivery_ids=self._works)))
+
+    def strip_answers(self) -> bool:
+        """Takes out of the answers what a mesh could refuse; returns whether there was anything.
+
+        Otherwise an answer that the mesh refuses would be sent again and again.
+        """
+        stripped = False
+        for delivery_id, answer in self._unsettled.items():
+            if answer.HasField("reply") or answer.error.details:
+                _log.error("the answer to %s was refused: %s", delivery_id, answer)
+                answer.ClearField("reply")
+                answer.error.ClearField("details")
+                stripped = True
+        return stripped
+
     def settled(self, settled: pb.Settled) -> None:
         """Notes that an answer counts, or that a delivery is another's by now."""
+        if settled.HasField("lease_expire_time"):
+            return  # an extension; an answer may be on its way still
         answer = self._unsettled.pop(settled.delivery_id, None)
         if answer is None and settled.status.code:
             self._end(settled.delivery_id, "lost", from_status(settled.status))

@@ -7,7 +7,7 @@ import time
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
-from bxmesh.client.agents.failures import HandlerTimeout
+from bxmesh.client.agents.failures import HandlerCancelled, HandlerTimeout
 from bxmesh.client.agents.handlers import Handler, Handlers
 from bxmesh.client.agents.stats import AgentStats
 
@@ -47,6 +47,12 @@ class Invoker:
                     result = await handler.function(self._agent, subject, *payload)
                 ok = True
                 return result
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # It comes out of the handler and is not meant for it: a failure like any other.
+                raise HandlerCancelled(name) from error
             except TimeoutError as error:
                 if limit.expired():
                     raise HandlerTimeout(name, seconds or 0.0) from error

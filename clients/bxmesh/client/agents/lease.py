@@ -20,6 +20,7 @@ from bxmesh.client.errors import (
     BxmeshError,
     DeadlineExceeded,
     FailedPrecondition,
+    InternalError,
     NotFound,
     Unavailable,
 )
@@ -143,7 +144,7 @@ class Lease:
                         if response.requested_status == pb.AGENT_STATUS_DRAINING:
                             self._on_drain()
                 raise Unavailable("the mesh ended the heartbeats", reason="STREAM_ENDED")
-            except (Unavailable, DeadlineExceeded) as error:
+            except (Unavailable, DeadlineExceeded, InternalError) as error:
                 await backoff.wait(error)
             finally:
                 call.cancel()

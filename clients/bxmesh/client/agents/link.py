@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
@@ -13,13 +14,19 @@ from bxmesh.client.agents.lease import Lease
 from bxmesh.client.agents.stats import AgentStats
 from bxmesh.client.connection import Connection, translated
 from bxmesh.client.errors import (
+    DeadlineExceeded,
     FailedPrecondition,
+    InternalError,
+    InvalidInput,
     ResourceExhausted,
     Unavailable,
 )
 
 __all__ = ["Link"]
 
+_log = logging.getLogger(__name__)
+
+_PASSING = (Unavailable, ResourceExhausted, DeadlineExceeded, InternalError)
 _LEASE_OVER = ("LEASE_LOST", "AGENT_NOT_REGISTERED")
 
 
@@ -65,16 +72,18 @@ class Link:
                 if error.reason not in _LEASE_OVER:
                     raise
                 await self._renew(lease_id, backoff)
-            except Unavailable as error:
-                await backoff.wait(error)
-            except ResourceExhausted as error:
+            except InvalidInput:
+                if not self._inbox.strip_answers():
+                    raise
+            except _PASSING as error:
+                _log.info("%s attaches again: %s", self._agent_id, error)
                 await backoff.wait(error)
         await self._inbox.quiet()
 
     async def _renew(self, lease_id: str, backoff: Backoff) -> None:
         try:
             await self._lease.renew(lease_id)
-        except Unavailable as error:
+        except _PASSING as error:
             await backoff.wait(error)
 
     async def _attach(self, lease_id: str, backoff: Backoff) -> None:
@@ -130,8 +139,7 @@ class Link:
     async def _extend(self, welcome: pb.Welcome) -> None:
         while True:
             await asyncio.sleep(max(welcome.delivery_ttl_seconds, 1) / 3)
-            if self._inbox.at_work:
-                self._post(pb.ConnectRequest(extend=pb.Extend()))
+            self._inbox.extend()
 
     def _attach_again(self) -> None:
         if self._outbox is not None:

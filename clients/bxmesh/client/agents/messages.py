@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,10 @@ DELIVERY_MODES = EnumNames(pb.DeliveryMode, "DELIVERY_MODE_")
 PRIORITIES = EnumNames(pb.Priority, "PRIORITY_")
 
 T = TypeVar("T")
+
+_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
+# What an envelope of 1 MiB has room for besides names, headers and trace.
+_MOST_BYTES = (1 << 20) - (64 << 10)
 
 ERROR_REPORT = "ERROR_REPORT"
 """The type of messages that tell a sender why its message could not be handled."""
@@ -179,11 +184,21 @@ class Message:
 
         The answer to a durable message goes out in one step with its acknowledgement, when the
         handler has returned; when the handler fails it is not sent. The answer to a direct message
-        goes out at once. Raises InvalidInput for a second answer, or outside a handler.
+        goes out at once. Raises InvalidInput for a second answer, outside a handler, for a type that
+        is no name, and for a payload that is larger than 960 KiB.
         """
         if self.responder is None:
             raise invalid("reply", "only a message that is being handled can be replied to")
-        await self.responder(message_type, payloads.encode(payload))
+        if not _TYPE.fullmatch(message_type):
+            raise invalid("message_type", f"{message_type!r} is no message type")
+        content = payloads.encode(payload)
+        if (size := content.ByteSize()) > _MOST_BYTES:
+            raise invalid(
+                "payload",
+                f"the reply has {size} bytes, {_MOST_BYTES} at most: upload a bundle and send its name",
+                "PAYLOAD_TOO_LARGE",
+            )
+        await self.responder(message_type, content)
 
 
 def envelope(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 from bxmesh.client.agents.capabilities import offered
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Runtime"]
 
+_log = logging.getLogger(__name__)
+
 _FAREWELL_SECONDS = 5.0
 
 
@@ -41,6 +44,7 @@ class Runtime:
             self._state = OwnState(mesh, agent.agent_id, agent.state_model)
         connection = mesh._connection
         self._stopping = asyncio.Event()
+        self._facts: dict[str, str] = {}
         registration = agent_pb2.RegisterAgentRequest(
             agent_id=agent.agent_id,
             agent_type=agent.agent_type,
@@ -124,8 +128,17 @@ class Runtime:
             status="draining" if self._stopping.is_set() else status,
             load=min(at_work / agent.concurrency, 1.0),
             active_tasks=at_work,
-            metadata={**agent.metadata, **agent.get_metadata()},
+            metadata=self._metadata(),
         )
+
+    def _metadata(self) -> dict[str, str]:
+        try:
+            facts = {**self._agent.metadata, **self._agent.get_metadata()}
+            self._facts = {key: str(value) for key, value in facts.items()}
+        except Exception:
+            # Of a heartbeat more depends than what it tells.
+            _log.exception("%r cannot say its metadata", self._agent)
+        return self._facts
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

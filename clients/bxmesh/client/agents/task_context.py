@@ -14,6 +14,8 @@ from bxmesh.client.errors import Unavailable
 
 __all__ = ["TaskContext"]
 
+_MOST_CHARACTERS = 1024
+
 
 class TaskContext:
     """A task while its handler works on it."""
@@ -61,7 +63,7 @@ class TaskContext:
 
         Raises FailedPrecondition when the task is another's by now.
         """
-        progress = pb.TaskProgress(percent=percent, message=message)
+        progress = pb.TaskProgress(percent=percent, message=message[:_MOST_CHARACTERS])
         await self.report(progress=progress)
 
     async def assign(
