@@ -87,6 +87,14 @@ async def test_what_does_not_fit_is_refused_before_it_is_sent(mesh: AsyncMesh) -
             plain.state  # noqa: B018
 
 
+async def test_the_model_may_be_an_attribute(mesh: AsyncMesh) -> None:
+    class Plain(Agent):
+        state_model = Tally
+
+    async with Plain(name("plain")).running(mesh) as plain:
+        assert await plain.update_state(count=2) == Tally(count=2)
+
+
 async def test_a_state_may_be_a_dict(mesh: AsyncMesh) -> None:
     class Free(Agent[dict[str, int]]): ...
 

@@ -1,4 +1,25 @@
-"""Agents: who they are, the messages and tasks they exchange, the state they keep."""
+"""Agents: who they are, the messages and tasks they exchange, the state they keep.
+
+An agent is a class with handlers:
+
+    class Validator(Agent[ValidatorState]):
+        @on("validate.request", model=ValidateRequest)
+        async def validate(self, message: Message, request: ValidateRequest) -> None:
+            await self.update_state(lambda state: state.counted())
+            await message.reply("validate.response", ValidateResponse(...))
+
+        @task("geometry.minimize", model=MinimizeParameters)
+        async def minimize(self, task: TaskContext, parameters: MinimizeParameters) -> Minimum:
+            await task.progress(50, "half of the cycles")
+            return Minimum(...)
+
+    asyncio.run(Validator("validator-1", capabilities=["validation"]).run())
+
+It may run in any process that reaches the mesh; it dials out. Durable messages and tasks come at
+least once: what is not answered when a process or a connection dies comes again, with an attempt
+above 1. A program that only sends needs no agent: `AsyncMesh` and `Mesh` have `send`, `request`,
+`broadcast`, `assign_task` and their like, and a `Supervisor` hands out many tasks.
+"""
 
 from bxmesh.client.agents.agent import Agent
 from bxmesh.client.agents.assignment import Assignment

@@ -15,18 +15,10 @@ from typing_extensions import TypeVar
 from bxmesh.client.agents.capabilities import Capability
 from bxmesh.client.agents.failures import Unhandled
 from bxmesh.client.agents.handlers import Handlers
-from bxmesh.client.agents.live_agents import AgentTraits, Discovery
-from bxmesh.client.agents.messages import (
-    ERROR_REPORT,
-    BroadcastReceipt,
-    DeliveryMode,
-    Message,
-    MessageOptions,
-    Receipt,
-)
+from bxmesh.client.agents.member import Member
+from bxmesh.client.agents.messages import ERROR_REPORT, Message
 from bxmesh.client.agents.runtime import Runtime
 from bxmesh.client.agents.stats import AgentStats
-from bxmesh.client.agents.tasks import Task, TaskOptions
 from bxmesh.client.errors import from_status
 from bxmesh.client.names import invalid
 
@@ -42,7 +34,7 @@ _MOST_AT_ONCE = 10_000
 _log = logging.getLogger(__name__)
 
 
-class Agent(Generic[S]):
+class Agent(Member, Generic[S]):
     """A member of the mesh that handles messages and tasks.
 
     Subclass it, mark methods with `@on` and `@task`, and `asyncio.run(MyAgent("name").run())`. The
@@ -218,79 +210,6 @@ class Agent(Generic[S]):
         """Returns what the agent has done since it started, in its last run when it has ended."""
         stats = self._last_stats if self._runtime is None else self._runtime.stats
         return stats.copy()
-
-    async def discover(self, *capabilities: str, **which: Unpack[AgentTraits]) -> Discovery:
-        """Finds agents that offer all of some capabilities; see AsyncMesh.discover."""
-        return await self.mesh.discover(*capabilities, **which)
-
-    async def send(
-        self,
-        recipient: str,
-        message_type: str,
-        payload: object = None,
-        *,
-        mode: DeliveryMode = "durable",
-        hold: bool = False,
-        **options: Unpack[MessageOptions],
-    ) -> Receipt:
-        """Sends a message as this agent; see AsyncMesh.send."""
-        options.setdefault("sender", self.agent_id)
-        return await self.mesh.send(
-            recipient, message_type, payload, mode=mode, hold=hold, **options
-        )
-
-    async def request(
-        self,
-        recipient: str,
-        message_type: str,
-        payload: object = None,
-        *,
-        mode: DeliveryMode = "durable",
-        hold: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
-        **options: Unpack[MessageOptions],
-    ) -> Message:
-        """Sends a message as this agent and returns its answer; see AsyncMesh.request."""
-        options.setdefault("sender", self.agent_id)
-        return await self.mesh.request(
-            recipient, message_type, payload, mode=mode, hold=hold, timeout=timeout, **options
-        )
-
-    async def broadcast(
-        self,
-        message_type: str,
-        payload: object = None,
-        *,
-        capabilities: Iterable[str] = (),
-        agent_type: str = "",
-        include_sender: bool = False,
-        mode: DeliveryMode = "durable",
-        **options: Unpack[MessageOptions],
-    ) -> BroadcastReceipt:
-        """Sends a message as this agent to all that fit; see AsyncMesh.broadcast."""
-        options.setdefault("sender", self.agent_id)
-        return await self.mesh.broadcast(
-            message_type,
-            payload,
-            capabilities=capabilities,
-            agent_type=agent_type,
-            include_sender=include_sender,
-            mode=mode,
-            **options,
-        )
-
-    async def assign_task(
-        self,
-        task_type: str,
-        parameters: object = None,
-        *,
-        wait_for_agent: bool = False,
-        **options: Unpack[TaskOptions],
-    ) -> Task:
-        """Gives a task to an agent that can do it; see AsyncMesh.assign_task."""
-        return await self.mesh.assign_task(
-            task_type, parameters, wait_for_agent=wait_for_agent, **options
-        )
 
 
 @contextmanager
