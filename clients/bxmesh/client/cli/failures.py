@@ -34,6 +34,19 @@ _REMEDIES: dict[type[BxmeshError], str] = {
 }
 
 
+_REMEDIES_BY_REASON = {
+    "AGENT_NOT_FOUND": "`bxmesh agents list` shows who is there.",
+    "TASK_NOT_FOUND": "It may have been forgotten; `bxmesh tasks list` shows what is there.",
+    "QUEUE_NOT_FOUND": "`bxmesh streams info` shows what is there.",
+    "CAPABILITY_MISSING": "Start an agent that offers it, or let the task wait: --wait-for-agent.",
+    "SCHEMA_MISMATCH": "Correct the parameters.",
+    "NO_REPLY": "Give the agent more time with --wait, or see its mailbox: `bxmesh streams info`.",
+    "MESSAGE_EXPIRED": "Give it more time with --expires-in.",
+    "MAILBOX_FULL": "Wait until the agent has caught up: `bxmesh streams info`.",
+    "HISTORY_TRIMMED": "Begin later.",
+}
+
+
 class Failure(click.ClickException):
     """A BxmeshError for people: what was wrong, what to do, the trace. Exit code 1."""
 
@@ -50,7 +63,11 @@ class Failure(click.ClickException):
         for field, description in error.field_violations:
             if description not in error.message:
                 lines.append(f"  {field}: {description}")
-        if remedy := error.metadata.get("remedy") or _REMEDIES.get(type(error)):
+        if remedy := (
+            error.metadata.get("remedy")
+            or _REMEDIES_BY_REASON.get(error.reason)
+            or _REMEDIES.get(type(error))
+        ):
             lines.append(f"  remedy: {remedy}")
         if error.retry_after is not None:
             lines.append(f"  try again in: {error.retry_after:g} s")

@@ -22,6 +22,11 @@ _COMMANDS = {
     "gradients": _Command("bxmesh.client.cli.gradients", "Compute energies and gradients."),
     "bundles": _Command("bxmesh.client.cli.bundles", "Look at, fetch and store bundles."),
     "status": _Command("bxmesh.client.cli.status", "Say how the mesh is and who is in it."),
+    "agents": _Command("bxmesh.client.cli.agents", "See who is in the mesh."),
+    "messages": _Command("bxmesh.client.cli.messages", "Send messages to agents."),
+    "tasks": _Command("bxmesh.client.cli.tasks", "Give work to agents and follow it."),
+    "dead-letters": _Command("bxmesh.client.cli.dead_letters", "See what could not be handled."),
+    "streams": _Command("bxmesh.client.cli.streams", "See what waits in mailboxes and queues."),
     "serve": _Command("bxmesh.server.cli", "Start the mesh."),
     "demo": _Command("bxmesh.server.cli", "Run the main job on a real crystal structure."),
     "doctor": _Command("bxmesh.server.cli", "Check what people get stuck on."),
@@ -42,7 +47,7 @@ class _LazyGroup(click.Group):
             if not command.module.startswith("bxmesh.server"):
                 raise
             raise ServerMissing(f"`bxmesh {cmd_name}`", error) from error
-        loaded: click.Command = getattr(module, cmd_name)
+        loaded: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return loaded
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
