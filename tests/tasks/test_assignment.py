@@ -18,6 +18,7 @@ from bxmesh.agent.v1 import task_pb2 as pb
 from bxmesh.registry.v1 import agent_pb2
 from bxmesh.registry.v1.schema_pb2 import Schema
 from bxmesh.server.agent_selection import sticky_score
+from bxmesh.server.streams.tasks import end_tasks
 from tests.tasks.harness import (
     ASSIGNED,
     PENDING,
@@ -181,8 +182,7 @@ async def test_no_agent_has_more_than_it_takes(redis: Redis) -> None:
         workers = [asyncio.create_task(work(name)) for name in "aabbb"]
         tasks = await asyncio.gather(*(w.assign() for _ in range(200)))
         await until(lambda: len(done) == 200)
-        for worker in workers:
-            worker.cancel()
+        await end_tasks(*workers)
         assert set(done) == {task.task_id for task in tasks} and set(done.values()) == {1}
         assert most["a"] <= 3 and most["b"] <= 5
         await nothing_left(redis)

@@ -12,6 +12,7 @@ from bxmesh.registry.v1.retry_policy_pb2 import RetryPolicy
 from bxmesh.server.errors import MeshError
 from bxmesh.server.streams import connect
 from bxmesh.server.streams.connection import CONNECTION_ERRORS
+from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.server.tasks import errors
 from tests.conftest import start_valkey
 from tests.tasks.harness import (
@@ -152,8 +153,7 @@ async def test_two_servers_give_each_task_once(redis: Redis) -> None:
         workers = [asyncio.create_task(work(one, name, done)) for name in names]
         tasks = await asyncio.gather(*(w.assign() for _ in range(150) for w in (one, two)))
         await until(lambda: len(done) == 300)
-        for worker in workers:
-            worker.cancel()
+        await end_tasks(*workers)
         assert set(done.values()) == {1}
         assert {(await one.get(task.task_id)).attempts for task in tasks} == {1}
         await nothing_left(redis)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from types import TracebackType
 
+from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
 
 from bxmesh.agent.v1 import task_pb2 as pb
@@ -24,6 +25,7 @@ from bxmesh.server.tasks.scheduler import MOST_UNMET, Scheduler
 from bxmesh.server.tasks.schemas import accepting
 from bxmesh.server.tasks.store import NewTask, Parent, TaskStore
 from bxmesh.server.tasks.sweeper import Sweeper
+from bxmesh.work.v1 import work_pb2
 
 
 class Tasks:
@@ -59,6 +61,21 @@ class Tasks:
     async def deliverable(self, task_id: str, attempt: int, agent_id: str) -> pb.Task | None:
         """Returns the task if this attempt at it is still this agent's; None for a stale delivery."""
         return await self.store.deliverable(task_id, attempt, agent_id)
+
+    async def dropped(self, item: work_pb2.WorkItem, agent_id: str, error: MeshError) -> None:
+        """Says that a delivery has become a dead letter, so that nobody is at its attempt."""
+        delivery = work_pb2.TaskDelivery()
+        try:
+            if item.payload.Unpack(delivery):
+                await self.store.fail(
+                    delivery.task_id, delivery.attempt, agent_id, error.to_status()
+                )
+        except DecodeError:
+            return
+        except MeshError as problem:
+            # It was another's already, or is forgotten.
+            if problem.reason not in ("LEASE_LOST", "TASK_NOT_FOUND"):
+                raise
 
     async def assign(
         self,

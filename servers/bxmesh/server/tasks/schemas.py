@@ -23,9 +23,11 @@ from bxmesh.registry.v1.schema_pb2 import Schema
 from bxmesh.server.errors import MeshError, invalid_argument
 
 _FIELD = "spec.parameters"
-# What takes longer to look at than the event loop may be held up.
-_LARGE_BYTES = 8 << 10
-_MOST_STEPS = 200_000
+# Keywords that are looked at: so many, and so many more for each byte. A reference costs more.
+_STEPS = 3_000
+_MOST_STEPS = 300_000
+_REFERENCES = ("$ref", "$dynamicRef")
+_STEPS_OF_REFERENCE = 5
 _MOST_UNIQUE = 1_000
 _MOST_SCHEMAS = 256
 
@@ -65,10 +67,8 @@ async def _check(parameters: message_pb2.Payload, schema: Schema, key: bytes) ->
         case "json_schema":
             if parameters.WhichOneof("content") != "json":
                 return _mismatch(_FIELD, "must be JSON that fits the capability's schema")
-            text = parameters.json.json
-            if len(text) + len(key) <= _LARGE_BYTES:
-                return _check_json(text, key)
-            return await asyncio.to_thread(_check_json, text, key)
+            # In a thread, as neither the parameters nor the schema are ours.
+            return await asyncio.to_thread(_check_json, parameters.json.json, key)
     return None
 
 
@@ -97,7 +97,7 @@ def _check_json(text: str, key: bytes) -> MeshError | None:
         return _mismatch(f"{_FIELD}.json.json", "is no JSON")
     try:
         validator = _validator(key)
-        _steps.left = _MOST_STEPS
+        _steps.left = min(_MOST_STEPS, _STEPS + len(text))
         problem = next(validator.iter_errors(value), None)
     except Exception as error:
         # Whoever wrote the schema may have made any mistake; references elsewhere are one.
@@ -131,9 +131,10 @@ def _bounded(name: str, keyword: Any) -> Any:
     """A keyword that does no more than its share, and leaves regular expressions, which can take
     for ever, to the agent."""
     with_patterns = name in ("additionalProperties", "unevaluatedProperties")
+    cost = _STEPS_OF_REFERENCE if name in _REFERENCES else 1
 
     def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
-        _steps.left -= 1
+        _steps.left -= cost
         if _steps.left < 0:
             raise _TooMuchError
         if with_patterns and "patternProperties" in schema:

@@ -14,6 +14,7 @@ A task is a hash: `head` (a serialised Task with what never changes), `live` (pa
     task-events:…     the changes of one task; the id of an entry is `<revision>-0`
     task-children:…   what was assigned on behalf of a task
     task-spans        a stream of what agents and tasks were busy with
+    journal           a stream of what state tasks came into, for activity logs while there are any
 
 What is refused for lack of memory is refused as a whole: the first command that a script writes
 with asks for memory, unless it only takes something away.
@@ -66,8 +67,17 @@ local function whole(id, live)
   local values = redis.call('HMGET', record(id), 'head', 'result')
   return {values[1] or '', values[2] or '', redis.call('ZRANGE', children(id), 0, 999), view(live)}
 end
-local function change(id, live)
+local function tell(id, live, reason)
+  redis.call('XADD', ROOT .. ':journal', 'NOMKSTREAM', 'MAXLEN', '~', 50000, '*', 'task', id,
+    'type', live.type, 'state', int(live.state), 'owner', live.owner, 'parent', live.parent,
+    'priority', int(live.priority), 'agent', live.state == PENDING and '' or live.agent,
+    'attempt', int(live.attempts), 'revision', int(live.rev), 'created', int(live.created),
+    'time', int(NOW), 'reason', string.sub(reason or '', 1, 64))
+  live.told_state = live.state
+end
+local function change(id, live, reason)
   live.rev, live.updated = live.rev + 1, NOW
+  if live.told_state ~= live.state then tell(id, live, reason) end
   redis.call('HSET', record(id), 'live', cmsgpack.pack(live))
   redis.call('XADD', events(id), 'MAXLEN', options.most_events, int(live.rev) .. '-0',
     'view', cmsgpack.pack(view(live)))
@@ -190,13 +200,13 @@ local function forget_some(most)
   for _, id in ipairs(old) do forget(id) end
   return #old
 end
-local function finish(id, live, state, err)
+local function finish(id, live, state, err, reason)
   unqueue(id, live)
   let_go(id, live, state)
   redis.call('ZREM', DUE, id)
   enter(live, state)
   live.error, live.ended, live.expires = err, NOW, NOW + options.lifetime
-  change(id, live)
+  change(id, live, reason)
   local ms = int(math.ceil(options.lifetime / 1000))
   redis.call('PEXPIRE', record(id), ms)
   redis.call('PEXPIRE', events(id), ms)
@@ -208,7 +218,7 @@ end
 local function fail(id, live, err, reason, jitter)
   local over = live.attempts - live.spared >= live.limit
   for _, final in ipairs(live.final) do over = over or final == reason end
-  if over then return finish(id, live, FAILED, err) end
+  if over then return finish(id, live, FAILED, err, reason) end
   let_go(id, live, 0)
   live.error = err
   enter(live, PENDING)
@@ -219,7 +229,7 @@ local function fail(id, live, err, reason, jitter)
   else
     wait(id, live)
   end
-  change(id, live)
+  change(id, live, reason)
 end
 """
 )
@@ -396,14 +406,14 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', NOW, 'LIMIT', 0, AR
     redis.call('ZREM', DUE, id)
   elseif live.deadline > 0 and live.deadline <= NOW then
     withdraw(id, live, ARGV[3])
-    finish(id, live, TIMED_OUT, ARGV[3])
+    finish(id, live, TIMED_OUT, ARGV[3], 'TASK_TIMED_OUT')
   elseif live.delayed then
     wait(id, live)
     redis.call('HSET', record(id), 'live', cmsgpack.pack(live))
   elseif live.deadline > 0 then
     redis.call('ZADD', DUE, live.deadline, id)
   else
-    finish(id, live, TIMED_OUT, ARGV[4])
+    finish(id, live, TIMED_OUT, ARGV[4], 'NO_AGENT_CAME')
   end
 end
 forget_some(100)

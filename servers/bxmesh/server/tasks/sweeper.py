@@ -39,17 +39,17 @@ class Sweeper:
 
     async def follow_agents(self) -> None:
         """Takes the tasks of agents that are gone from them, until it is cancelled."""
+        seen = 0
         while True:
             try:
-                before = self._roster.revision
                 await self.catch_up()
-                if self._roster.revision != before:
+                # Others may have read on in the roster.
+                if self._roster.revision != seen:
+                    seen = self._roster.revision
                     self._scheduler.wake()
                 await asyncio.sleep(_GATHER_SECONDS)
                 await self._store.redis.xread(
-                    {EVENTS: f"{max(0, self._roster.revision)}-0"},
-                    count=1,
-                    block=int(_LONGEST_WAIT_SECONDS * 1000),
+                    {EVENTS: f"{seen}-0"}, count=1, block=int(_LONGEST_WAIT_SECONDS * 1000)
                 )
             except (MeshError, *REDIS_ERRORS) as error:
                 _log.info("tasks of lost agents are not looked after: %s", error)
