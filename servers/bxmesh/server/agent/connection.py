@@ -215,7 +215,7 @@ class Connection:
             else:
                 raise invalid_argument("kind", f"{item.kind!r} is nothing that agents get")
         except MeshError as error:
-            await self._settlement.bury(held, error)
+            await self._bury(held, error)
         return None
 
     async def _message(self, held: HeldEntry) -> message_pb2.Envelope | None:
@@ -333,7 +333,7 @@ class Connection:
             case delivery_pb2.VERDICT_RETRY:
                 error = _error_of(answer)
                 if held.attempt >= held.item.max_attempts:
-                    return await self._settlement.bury(held, error)
+                    return await self._bury(held, error)
                 delay = (
                     answer.retry_after.ToNanoseconds() / 1e9
                     if answer.HasField("retry_after")
@@ -345,7 +345,13 @@ class Connection:
                 if answer.HasField("reply"):
                     with suppress(MeshError):
                         await reply_to_delivery(self._mesh, self._identity, held, answer.reply)
-                return await self._settlement.bury(held, _error_of(answer))
+                return await self._bury(held, _error_of(answer))
+
+    async def _bury(self, held: HeldEntry, error: MeshError) -> bool:
+        if held.item.kind == TASK:
+            # The task itself is tried again, or fails.
+            await self._mesh.tasks.dropped(held.item, self.agent_id, error)
+        return await self._settlement.bury(held, error)
 
     async def _extend(self, extend: delivery_pb2.Extend) -> None:
         names = list(extend.delivery_ids) or list(self._held)
