@@ -32,7 +32,7 @@ class TaskLine:
         text = task.state.replace("_", " ")
         if task.agent_id:
             text += f" at {task.agent_id}"
-        if task.progress.update_time:
+        if task.progress.update_time and not task.done:
             text += f" {task.progress.percent:.0f}% {task.progress.message}".rstrip()
         if text == self._shown:
             return

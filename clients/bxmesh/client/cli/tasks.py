@@ -112,6 +112,10 @@ def _print_end(task: Task) -> None:
         click.echo(f"  {task.error.reason}: {task.error.message}", err=True)
 
 
+def _percent(task: Task) -> str:
+    return "100%" if task.state == "completed" else f"{task.progress.percent:.0f}%"
+
+
 @tasks.command("list")
 @click.option(
     "--state", "states", multiple=True, type=click.Choice(_STATES), help="Its state; repeatable."
@@ -145,7 +149,7 @@ def list_tasks(
                 task.task_id,
                 task.task_type,
                 task.state.replace("_", " "),
-                f"{task.progress.percent:.0f}%",
+                _percent(task),
                 task.agent_id,
                 moment(task.create_time),
                 task.error.message if task.error else task.progress.message,
@@ -169,7 +173,7 @@ def show_task(where: Where, task_id: str, as_json: bool) -> None:
         print_json(task)
         return
     values = plain(task)
-    progress = f"{task.progress.percent:.0f}% {task.progress.message}".rstrip()
+    progress = f"{_percent(task)} {task.progress.message}".rstrip()
     facts(
         [
             ("task", task.task_id),
@@ -212,7 +216,7 @@ def watch_task(where: Where, task_id: str, as_json: bool) -> None:
             says = task.error.message if task.error else task.progress.message
             click.echo(
                 f"{moment(task.update_time)}  {state.replace('_', ' '):9}"
-                f"  {task.progress.percent:3.0f}%  {task.agent_id}  {says}".rstrip()
+                f"  {_percent(task):>4}  {task.agent_id}  {says}".rstrip()
             )
     if state != "completed":
         sys.exit(1)
