@@ -60,6 +60,15 @@ def translated() -> Iterator[None]:
                 trace_id=current_trace_id(),
             ) from error
         failure = from_rpc_error(error)
+        # A server that stops cancels what arrives in the same moment, without a reason of its own.
+        # What the caller cancels is raised as CancelledError and does not come here.
+        if failure.code is grpc.StatusCode.CANCELLED and failure.reason == "CANCELLED":
+            raise Unavailable(
+                "the server cancelled the call, as it does when it stops",
+                code=grpc.StatusCode.UNAVAILABLE,
+                reason="CALL_CANCELLED",
+                trace_id=failure.trace_id or current_trace_id(),
+            ) from error
         failure.trace_id = failure.trace_id or current_trace_id()
         raise failure from error
 
