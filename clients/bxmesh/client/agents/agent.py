@@ -67,7 +67,8 @@ class Agent(Member, Generic[S]):
         cls._handlers = Handlers(cls)
         for base in getattr(cls, "__orig_bases__", ()):
             if get_origin(base) is Agent and not isinstance(get_args(base)[0], TypeVar):
-                cls.state_model = get_args(base)[0]
+                (state,) = get_args(base)
+                cls.state_model = None if state is type(None) else state
 
     def __init__(
         self,

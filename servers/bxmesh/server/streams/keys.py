@@ -66,6 +66,12 @@ class QueueKeys:
         return f"{self.root}:dead"
 
     @property
+    def journal(self) -> str:
+        """The stream of what the activity log is to be told; it is there while a server keeps one,
+        and otherwise nothing is added."""
+        return f"{self.root}:journal"
+
+    @property
     def cancellations(self) -> str:
         """The channel that tells workers what nobody waits for any more."""
         return f"{self.root}:cancellations"

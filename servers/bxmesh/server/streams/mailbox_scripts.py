@@ -73,14 +73,21 @@ return taken
 )
 
 # What a connection holds. KEYS: the inboxes of the agent…; ARGV: group, connection
-# Returns {stream, entries} for each inbox with something; an entry that is gone has no fields.
+# Returns {stream, entries, how often each was delivered} for each inbox with something; an entry
+# that is gone has no fields.
 HELD = Script(
     """
 local held = {}
 for i = 1, #KEYS do
   if redis.call('EXISTS', KEYS[i]) == 1 then
     local page = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'STREAMS', KEYS[i], '0')
-    if page and #page[1][2] > 0 then held[#held + 1] = {KEYS[i], page[1][2]} end
+    if page and #page[1][2] > 0 then
+      local entries, counts = page[1][2], {}
+      for j, entry in ipairs(entries) do
+        counts[j] = redis.call('XPENDING', KEYS[i], ARGV[1], entry[1], entry[1], 1)[1][4]
+      end
+      held[#held + 1] = {KEYS[i], entries, counts}
+    end
   end
 end
 return held

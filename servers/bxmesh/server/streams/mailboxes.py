@@ -159,7 +159,11 @@ class Mailboxes:
                 [GROUP, connection_id, lease_id, channel],
             )
             pages = await self.queue.scripts.call(scripts.HELD, inboxes, [GROUP, connection_id])
-        return [_again(held) for held in _entries(pages) if held.data]
+        deliveries = [count for _, _, counts in pages for count in counts]
+        held = _entries([page[:2] for page in pages])
+        for each, count in zip(held, deliveries, strict=True):
+            each.attempt += count - 1
+        return [each for each in held if each.data]
 
     async def detach(self, agent_id: str, connection_id: str, channel: str, *, last: bool) -> None:
         """Forgets a connection, unless it holds something; `last` of the agent on this server."""
@@ -290,8 +294,3 @@ def _entries(pages: Sequence[Any]) -> list[HeldEntry]:
 
 def _fields(fields: Sequence[bytes] | None) -> Mapping[bytes, bytes]:
     return dict(zip(fields[0::2], fields[1::2], strict=True)) if fields else {}
-
-
-def _again(held: HeldEntry) -> HeldEntry:
-    held.attempt += 1
-    return held

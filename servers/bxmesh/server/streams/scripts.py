@@ -153,7 +153,7 @@ FINISH = Script(SETTLE + END)
 
 # The dead letters of each mailbox are listed beside the stream that all are in. What has been
 # trimmed from that stream may still be in the list.
-# KEYS: …, dead; ARGV: …, letter, most letters, their lifetime in ms
+# KEYS: …, dead, journal; ARGV: …, letter, most letters, their lifetime in ms, facts for the journal
 BURY = Script(
     SETTLE
     + """
@@ -166,6 +166,8 @@ if root then
   redis.call('ZREMRANGEBYRANK', list, 0, -1 - ARGV[9])
   redis.call('PEXPIRE', list, ARGV[10])
 end
+redis.call('XADD', KEYS[5], 'NOMKSTREAM', 'MAXLEN', '~', 10000, '*', 'letter', letter,
+  'from', KEYS[1], 'facts', ARGV[11])
 """
     + END
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -42,8 +43,12 @@ _FINAL = frozenset(
 # announced.
 _MOST_EVENT_BYTES = 128 << 10
 _MOST_REFUSALS = 20
+_MOST_REASON = 64
 _PAUSE_SECONDS = 0.2
 _MOST_DOUBLINGS = 30
+
+OnEnd = Callable[[HeldEntry, str, MeshError | None], None]
+"""Told of each attempt that has ended: how, as a field of WorkerCounters, and with what error."""
 
 
 class Settlement:
@@ -61,6 +66,7 @@ class Settlement:
         self._worker_id = worker_id
         self._metrics = metrics
         self._expect_retry = expect_retry
+        self.on_end: OnEnd | None = None
 
     async def settle(
         self, held: HeldEntry, result: AnyMessage | None, error: MeshError | None
@@ -97,17 +103,26 @@ class Settlement:
             if held.entry.HasField("first_attempt_time")
             else letter.last_time
         )
+        facts = {
+            "item_id": held.item.item_id,
+            "kind": held.item.kind,
+            "attempts": letter.attempts,
+            "code": error.code.name,
+            "reason": error.reason[:_MOST_REASON],
+        }
         return await self._end(
             BURY,
             held,
             "buried",
             self._outcome(held, error),
-            [self._queue.keys.dead],
+            [self._queue.keys.dead, self._queue.keys.journal],
             [
                 letter.SerializeToString(),
                 self._queue.options.max_dead_letters,
                 int(self._queue.options.dead_letter_lifetime * 1000),
+                json.dumps(facts),
             ],
+            error,
         )
 
     async def acknowledge(
@@ -138,7 +153,7 @@ class Settlement:
         outcome = self._outcome(held, error)
         if result is not None:
             outcome.result.CopyFrom(result)
-        return await self._end(FINISH, held, end, outcome, [], [])
+        return await self._end(FINISH, held, end, outcome, [], [], error)
 
     async def retry(
         self, held: HeldEntry, error: MeshError, *, delay: float | None = None, counted: bool = True
@@ -166,6 +181,7 @@ class Settlement:
             "retried",
             [held.stream, keys.outcome(held.item.item_id), keys.delayed],
             [entry.SerializeToString(), int(delay * 1000), keys.home(held.stream)],
+            error,
         )
         self._expect_retry(delay)
         return settled
@@ -185,7 +201,8 @@ class Settlement:
         end: str,
         outcome: work_pb2.WorkOutcome | None,
         keys: Sequence[str],
-        arguments: Sequence[bytes | int],
+        arguments: Sequence[str | bytes | int],
+        error: MeshError | None = None,
     ) -> bool:
         item, names = held.item, self._queue.keys
         # What could not be read has no name under which anybody would look.
@@ -209,6 +226,7 @@ class Settlement:
                 *keys,
             ],
             [data, lifetime, event, reply_to, *arguments],
+            error,
         )
 
     async def _commit(
@@ -218,6 +236,7 @@ class Settlement:
         end: str,
         keys: Sequence[str],
         arguments: Sequence[str | bytes | int],
+        error: MeshError | None,
     ) -> bool:
         """Settles an entry, however long Redis is away; False when the lease was lost.
 
@@ -232,15 +251,18 @@ class Settlement:
             except CONNECTION_ERRORS:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
-            except ResponseError as error:
-                if not is_missing_group(error):
+            except ResponseError as refusal:
+                if not is_missing_group(refusal):
                     refusals += 1
-                    _log.warning("Redis refuses to settle %s: %s", held.item.item_id, error)
+                    _log.warning("Redis refuses to settle %s: %s", held.item.item_id, refusal)
                     await asyncio.sleep(_PAUSE_SECONDS)
                     continue
                 settled = 0
             # What had ended before its settlement was cancelled.
-            self._metrics.count(("lost_leases", end, "cancelled")[settled])
+            ended = ("lost_leases", end, "cancelled")[settled]
+            self._metrics.count(ended)
+            if self.on_end is not None:
+                self.on_end(held, ended, error)
             return bool(settled)
         return False
 
