@@ -19,6 +19,7 @@ from bxmesh.agent.v1 import agent_service_pb2
 from bxmesh.geometry.v1 import geometry_service_pb2
 from bxmesh.registry.v1 import registry_service_pb2
 from bxmesh.security.v1 import security_service_pb2
+from bxmesh.server.activity import OFF, Activity, recording
 from bxmesh.server.agent.service import agent_service
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.embedded_valkey import EmbeddedValkey
@@ -62,6 +63,7 @@ class MeshServer:
         self.redis = redis
         self.queue = WorkQueue(redis, queue_options(settings))
         self.workers = WorkerPool(settings, redis_url, self._bury_worker)
+        self.activity: Activity = OFF
         self._agents = LiveAgents(redis)
 
     async def _bury_worker(self, worker_id: str) -> None:
@@ -114,8 +116,10 @@ async def _reach(redis: Redis, settings: Settings) -> None:
 async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) -> None:
     settings, redis = server.settings, server.redis
     key = await asyncio.to_thread(load_or_create, settings.state_dir)
+    server.activity = await stack.enter_async_context(recording(settings, redis, (server.queue,)))
     grpc_server = grpc.aio.server(
-        interceptors=server_interceptors([AdminKeyAuthenticator(key)]), options=_OPTIONS
+        interceptors=server_interceptors([AdminKeyAuthenticator(key)], activity=server.activity),
+        options=_OPTIONS,
     )
     names, drains = await _add_services(server, grpc_server, stack)
     health = Health(settings, redis, names)
@@ -174,7 +178,9 @@ async def _add_services(
         names.append(offer(grpc_server, registry_service_pb2, registry))
         drains.append(registry.drain)
     if "agent" in settings.services:
-        agents = await stack.enter_async_context(agent_service(settings, redis, (server.queue,)))
+        agents = await stack.enter_async_context(
+            agent_service(settings, redis, (server.queue,), server.activity)
+        )
         names.append(offer(grpc_server, agent_service_pb2, agents))
         drains.append(agents.drain)
     if "security" in settings.services:

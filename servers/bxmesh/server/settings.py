@@ -118,6 +118,12 @@ class Settings(BaseSettings):
     message_history_lifetime: float = Field(default=86400.0, gt=0)
     """How long they are kept after the last of them."""
 
+    activity_log: Path | None = None
+    """A directory for JSON Lines by day of what agents, messages and tasks do; None keeps none."""
+    activity_log_days: int = Field(default=30, ge=0)
+    """How many days its files are kept after theirs."""
+    activity_log_bytes: int = Field(default=256 * 1024**2, ge=4096)
+    """The largest of its files; what a day has beyond that is dropped, and counted."""
     trace: str = ""
     """`console` or a file for traces; OTEL_EXPORTER_OTLP_ENDPOINT is heeded besides."""
     prometheus_port: int | None = None

@@ -80,6 +80,7 @@ class Connection:
         self._settling: set[asyncio.Task[None]] = set()
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._settlement = self._mailboxes.settlement(self.connection_id)
+        self._settlement.on_end = mesh.activity.settled
         self._send_unlocked = send
         self._sending = asyncio.Lock()
 
@@ -194,6 +195,8 @@ class Connection:
         if held.attempt > 1:
             with suppress(MeshError):
                 await self._mailboxes.count(self.agent_id, "redelivered")
+        if isinstance(content, message_pb2.Envelope):
+            self._mesh.activity.delivered(content, self.connection_id, held.attempt)
         delivery = delivery_of(held, content, self._mailboxes.options.lease)
         await self._send(_Response(delivery=delivery))
 
@@ -262,6 +265,7 @@ class Connection:
         while True:
             delivery = await self._direct.get()
             self._direct_bytes -= delivery.envelope.ByteSize()
+            self._mesh.activity.delivered(delivery.envelope, self.connection_id)
             await self._send(_Response(delivery=delivery))
 
     def cancel(self, item_id: str, reason: status_pb2.Status | None) -> None:

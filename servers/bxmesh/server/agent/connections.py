@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from bxmesh.server.activity import OFF, Activity
 from bxmesh.work.v1 import work_pb2
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ __all__ = ["Connections"]
 class Connections:
     """The connections of this server, by agent; hands them what arrives for their agents."""
 
-    def __init__(self) -> None:
+    def __init__(self, activity: Activity = OFF) -> None:
+        self._activity = activity
         self._by_agent: defaultdict[str, list[Connection]] = defaultdict(list)
         self._turn = 0
 
@@ -31,11 +33,13 @@ class Connections:
     def add(self, connection: Connection) -> None:
         """Takes one in."""
         self._by_agent[connection.agent_id].append(connection)
+        self._activity.connected(connection.agent_id, connection.connection_id)
 
     def remove(self, connection: Connection) -> bool:
         """Lets one go; returns whether it was the last of its agent."""
         group = self._by_agent[connection.agent_id]
         group.remove(connection)
+        self._activity.disconnected(connection.agent_id, connection.connection_id)
         if group:
             return False
         del self._by_agent[connection.agent_id]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
+from bxmesh.server.activity import OFF, Activity
 from bxmesh.server.agent.connections import Connections
 from bxmesh.server.agent.directory import Directory
 from bxmesh.server.interceptors import current_identity
@@ -32,6 +33,8 @@ class AgentMesh:
     tasks: Tasks
     work_queues: tuple[WorkQueue, ...] = ()
     """Other queues whose dead letters and figures the service shows."""
+    activity: Activity = OFF
+    """What is told what becomes of messages."""
 
 
 def caller() -> str:

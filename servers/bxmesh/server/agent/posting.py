@@ -123,7 +123,7 @@ async def post(
     one message however often it is sent."""
     name = f"{identity}:message:{envelope.recipient}:{envelope.message_id}"
     limits = [each for each in (deadline_of(envelope), deadline) if each is not None]
-    return await mesh.mailboxes.put(
+    ticket = await mesh.mailboxes.put(
         envelope.recipient,
         MESSAGE,
         envelope,
@@ -134,6 +134,9 @@ async def post(
         deadline=min(limits, default=None),
         identity=identity,
     )
+    if not ticket.repeated:
+        mesh.activity.accepted(envelope)
+    return ticket
 
 
 async def post_direct(mesh: AgentMesh, envelope: message_pb2.Envelope) -> int:
@@ -141,4 +144,6 @@ async def post_direct(mesh: AgentMesh, envelope: message_pb2.Envelope) -> int:
     direct = work_pb2.DirectMessage(
         agent_id=envelope.recipient, envelope=envelope.SerializeToString()
     )
-    return await mesh.mailboxes.tell(envelope.recipient, work_pb2.Notice(direct=direct))
+    receivers = await mesh.mailboxes.tell(envelope.recipient, work_pb2.Notice(direct=direct))
+    mesh.activity.accepted(envelope, receivers)
+    return receivers

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from redis.asyncio import Redis
 
+from bxmesh.server.activity import OFF, Activity
 from bxmesh.server.agent.connect_rpc import ConnectRpc
 from bxmesh.server.agent.connections import Connections
 from bxmesh.server.agent.directory import Directory
@@ -32,7 +33,10 @@ __all__ = ["AgentService", "agent_service"]
 
 @asynccontextmanager
 async def agent_service(
-    settings: Settings, redis: Redis, work_queues: tuple[WorkQueue, ...] = ()
+    settings: Settings,
+    redis: Redis,
+    work_queues: tuple[WorkQueue, ...] = (),
+    activity: Activity = OFF,
 ) -> AsyncIterator[AgentService]:
     """A service with all that it needs, within a block."""
     mailboxes = Mailboxes(redis, settings.mailbox_options)
@@ -50,9 +54,10 @@ async def agent_service(
             client,
             live,
             Directory(live),
-            Connections(),
+            Connections(activity),
             tasks,
             work_queues,
+            activity,
         )
         async with AgentService(mesh) as service:
             yield service

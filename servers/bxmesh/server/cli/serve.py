@@ -39,6 +39,11 @@ _EPILOG = (
 @click.option("--tls-client-ca", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("--allow-insecure", is_flag=True, default=None, help="No TLS on public addresses.")
 @click.option("--reflection/--no-reflection", default=None, help="Tell anyone the services.")
+@click.option(
+    "--activity-log",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Log what agents, messages and tasks do, by day.",
+)
 @click.option("--trace", metavar="console|FILE", help="Write traces for people.")
 @click.option("--prometheus-port", type=int, metavar="PORT", help="Serve metrics on loopback.")
 @click.option("--with-parent", is_flag=True, hidden=True, help="Stop when standard input ends.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..activity import OFF, Activity
 from ._wrap import Call, Interceptor, Proceed
 from .authentication import (
     AdminsOnly,
@@ -30,7 +31,9 @@ __all__ = [
 
 
 def server_interceptors(
-    authenticators: Sequence[Authenticator], authorizer: Authorizer | None = None
+    authenticators: Sequence[Authenticator],
+    authorizer: Authorizer | None = None,
+    activity: Activity = OFF,
 ) -> list[Interceptor]:
     """Returns the interceptors of a server, outermost first.
 
@@ -41,7 +44,7 @@ def server_interceptors(
     """
     return [
         TracingInterceptor(),
-        ErrorsInterceptor(),
+        ErrorsInterceptor(activity),
         AuthenticationInterceptor(authenticators, authorizer or AdminsOnly()),
         ValidationInterceptor(),
     ]

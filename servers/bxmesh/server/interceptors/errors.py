@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from opentelemetry import trace
 
 from .. import telemetry
+from ..activity import OFF, Activity
 from ..errors import MeshError, internal, unimplemented
 from ._wrap import Call, Interceptor, Proceed
 
@@ -29,19 +30,25 @@ class ErrorsInterceptor(Interceptor):
     What is not a MeshError becomes INTERNAL; its stack trace goes to the log alone.
     """
 
+    def __init__(self, activity: Activity = OFF) -> None:
+        """Tells an activity log of faults of the server."""
+        self._activity = activity
+
     async def around(self, call: Call, proceed: Proceed) -> Any:
         """Turns what the handler raises into a rich status."""
         try:
             return await proceed()
         except MeshError as error:
-            await _abort(call, error, _trace_id())
+            await self._abort(call, error, _trace_id())
         except grpc.aio.AbortError:
             raise
         except pydantic.ValidationError as error:
-            await _abort(call, _from_pydantic(error), _trace_id())
+            await self._abort(call, _from_pydantic(error), _trace_id())
         except NotImplementedError:
             message = f"This server does not offer {call.method} yet."
-            await _abort(call, unimplemented(message, reason="METHOD_UNIMPLEMENTED"), _trace_id())
+            await self._abort(
+                call, unimplemented(message, reason="METHOD_UNIMPLEMENTED"), _trace_id()
+            )
         except (Exception, asyncio.CancelledError) as error:
             # A caller that is gone cancels this task, and fails writes. A cancellation from
             # within, left to itself, would make the caller wait for ever.
@@ -51,21 +58,21 @@ class ErrorsInterceptor(Interceptor):
             trace_id = _trace_id()
             _log.exception("%s failed, trace %s", call.method, trace_id)
             message = "The server failed to answer this call; its log has the cause."
-            await _abort(call, internal(message), trace_id)
+            await self._abort(call, internal(message), trace_id)
 
-
-async def _abort(call: Call, error: MeshError, trace_id: str) -> NoReturn:
-    status = rpc_status.to_status(error.to_status(trace_id))
-    await call.context.abort(
-        status.code,
-        status.details,
-        (
-            *(call.context.trailing_metadata() or ()),
-            *status.trailing_metadata,
-            (TRACE_ID_KEY, trace_id),
-        ),
-    )
-    raise AssertionError("abort returned")
+    async def _abort(self, call: Call, error: MeshError, trace_id: str) -> NoReturn:
+        self._activity.answered(call.method, error, trace_id)
+        status = rpc_status.to_status(error.to_status(trace_id))
+        await call.context.abort(
+            status.code,
+            status.details,
+            (
+                *(call.context.trailing_metadata() or ()),
+                *status.trailing_metadata,
+                (TRACE_ID_KEY, trace_id),
+            ),
+        )
+        raise AssertionError("abort returned")
 
 
 def _caller_is_gone(call: Call) -> bool:
