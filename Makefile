@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CODE := servers clients examples tests benchmarks tools
 
-.PHONY: help setup demo test check lint types proto proto-check proto-lint proto-breaking pytest node bench clean
+.PHONY: help setup demo test check lint types proto proto-check proto-lint proto-breaking pytest soak node bench clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -50,6 +50,9 @@ proto-breaking: $(READY) ## the contract against the last commit on main
 
 pytest: $(READY) ## the tests in Python
 	$(BIN)/python -m pytest
+
+soak: $(READY) ## storms of kill -9 over agents, server and Valkey, until it is stopped
+	$(BIN)/python -m tests.chaos.soak
 
 node: $(READY) ## the client in JavaScript against a real server
 	$(BIN)/python tools/node.py
