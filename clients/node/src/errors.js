@@ -1,9 +1,12 @@
 /** What a call to the mesh can throw. */
 import { status as codes } from '@grpc/grpc-js';
 import { fromJSON } from '@grpc/proto-loader';
-import { contract, MESSAGE_OPTIONS, violations } from './contract.js';
+import { contract, MESSAGE_OPTIONS, violations as violationsOf } from './contract.js';
 
+// A status travels in trailers, of which gRPC takes 8 KiB.
 const MOST_MESSAGE = 800;
+const MOST_TEXT = 200;
+const MOST_DETAILS = 10;
 const Status = contract['google.rpc.Status'];
 const details = fromJSON(
   {
@@ -110,11 +113,16 @@ export function fromStatus(status, traceId, cause) {
  */
 export function toStatus(error) {
   if (!(error instanceof BxmeshError)) error = foreign(error);
-  const { reason, metadata, fieldViolations } = error;
-  const info = { reason, domain: 'bxmesh', metadata };
+  const metadata = Object.entries(error.metadata).map((entry) => entry.map(short));
+  const info = { reason: short(error.reason), domain: 'bxmesh' };
+  info.metadata = Object.fromEntries(metadata.slice(0, MOST_DETAILS));
   const found = [packed('ErrorInfo', info)];
-  if (fieldViolations.length) found.push(packed('BadRequest', { fieldViolations }));
-  const message = error.message.slice(0, MOST_MESSAGE);
+  const violations = error.fieldViolations.slice(0, MOST_DETAILS).map(({ field, description }) => ({
+    field: short(field),
+    description: short(description),
+  }));
+  if (violations.length) found.push(packed('BadRequest', { fieldViolations: violations }));
+  const message = error.message.slice(0, MOST_MESSAGE).toWellFormed();
   return { code: codes[error.code] ?? codes.UNKNOWN, message, details: found };
 }
 
@@ -130,7 +138,7 @@ export function invalid(field, description) {
  * @param {Record<string, unknown>} message
  */
 export function checked(type, message) {
-  const wrong = violations(type, message);
+  const wrong = violationsOf(type, message);
   if (wrong.length) throw invalidFields(wrong);
   return message;
 }
@@ -145,6 +153,10 @@ function foreign(error) {
   const message = (error instanceof Error && error.message) || String(error);
   const reason = name.replace(/(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])/g, '_');
   return new BxmeshError(message, 'INTERNAL', { reason: reason.toUpperCase() });
+}
+
+function short(text) {
+  return String(text).slice(0, MOST_TEXT).toWellFormed();
 }
 
 function packed(type, detail) {

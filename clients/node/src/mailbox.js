@@ -1,7 +1,7 @@
 /** An agent's connection to its mailbox. */
 import { randomUUID } from 'node:crypto';
 import { Operation } from './calls.js';
-import { BxmeshError, fromStatus } from './errors.js';
+import { BxmeshError, fromStatus, toStatus } from './errors.js';
 import { persist } from './persistence.js';
 
 const LEASE_OVER = ['LEASE_LOST', 'AGENT_NOT_REGISTERED'];
@@ -69,8 +69,8 @@ export class Mailbox {
       try {
         await this.#attach(leaseId, attached);
       } catch (error) {
-        if (!LEASE_OVER.includes(error.reason)) throw error;
-        this.#lease.over(leaseId);
+        if (LEASE_OVER.includes(error.reason)) this.#lease.over(leaseId);
+        else if (!refusesAnswer(error) || !this.#takeBackAnswers(error)) throw error;
       }
       return this.#drained;
     });
@@ -143,7 +143,8 @@ export class Mailbox {
 
   async #take(delivery) {
     const { deliveryId } = delivery;
-    const entry = { abort: new AbortController(), answer: undefined };
+    if (this.#held.has(deliveryId)) return this.#takeAgain(deliveryId);
+    const entry = { abort: new AbortController(), answer: undefined, takenBack: false };
     this.#held.set(deliveryId, entry);
     const answer = await this.#run(this.#running, delivery, entry.abort);
     if (this.#held.get(deliveryId) === entry) {
@@ -151,6 +152,25 @@ export class Mailbox {
       this.#call?.write({ answer: entry.answer });
     }
     if (!this.#draining) this.#call?.write({ credit: { deliveries: 1 } });
+  }
+
+  /** What came twice is handled once, and needs no room. */
+  #takeAgain(deliveryId) {
+    const { answer } = this.#held.get(deliveryId);
+    if (answer) this.#call?.write({ answer });
+    this.#call?.write({ credit: { deliveries: 1 } });
+  }
+
+  /** Takes back the answers of which the mesh refused one, so as not to send it forever. */
+  #takeBackAnswers(refusal) {
+    const error = toStatus(refusal);
+    const suspect = ({ answer, takenBack }) => !takenBack && (answer?.reply || answer?.error);
+    const suspects = [...this.#held].filter(([, entry]) => suspect(entry));
+    for (const [deliveryId, entry] of suspects) {
+      entry.takenBack = true;
+      entry.answer = { deliveryId, verdict: 'retry', error };
+    }
+    return suspects.length > 0;
   }
 
   #takeDirect(delivery) {
@@ -192,4 +212,9 @@ export class Mailbox {
   #leave() {
     if (this.#drained && !this.#call) this.#done.abort();
   }
+}
+
+/** Whether the mesh may have ended a stream because of an answer, which it would again. */
+function refusesAnswer({ code, reason }) {
+  return code === 'INVALID_ARGUMENT' || reason === 'MAILBOX_FULL';
 }

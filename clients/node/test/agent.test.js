@@ -239,6 +239,37 @@ suite('agents', { timeout: 120_000 }, () => {
     await assert.rejects(mesh.send(agent.id, 'x', 1, late), { reason: 'MESSAGE_EXPIRED' });
   });
 
+  test('go on when the mesh refuses an answer', async () => {
+    const agent = agentOf();
+    agent.on('odd.request', async (message) => {
+      const headers = message.json === 'odd' ? { half: '\ud83d' } : {};
+      await message.reply('odd.response', message.attempt, { headers });
+    });
+    await agent.start();
+    const odd = mesh.request(agent.id, 'odd.request', 'odd');
+    await assert.rejects(odd, { code: 'INVALID_ARGUMENT', reason: 'MESSAGE_MALFORMED' });
+    assert.equal((await mesh.request(agent.id, 'odd.request', 'even')).json, 1);
+    const [{ attempts, error }] = await mesh.deadLetters({ agentId: agent.id });
+    assert.deepEqual([attempts, error.reason], [3, 'MESSAGE_MALFORMED']);
+  });
+
+  test('are not held up by an answer to a full mailbox', async () => {
+    const agent = await greeter();
+    const caller = agentOf();
+    const finish = gate();
+    caller.on('fill', () => finish.opened);
+    await caller.start();
+    const fill = () => mesh.send(caller.id, 'fill');
+    await Promise.all(Array.from({ length: 40 }, fill));
+    await assert.rejects(fill(), { code: 'RESOURCE_EXHAUSTED', reason: 'MAILBOX_FULL' });
+    await caller.send(agent.id, 'greeting.request', { name: 'Flo' });
+    for (const name of ['Gil', 'Hal', 'Ida']) {
+      const reply = await mesh.request(agent.id, 'greeting.request', { name });
+      assert.deepEqual(reply.json, { text: `Hello, ${name}` });
+    }
+    finish.open();
+  });
+
   test('let who waits in vain know', async () => {
     const agent = agentOf();
     agent.on('mute.request', silent);

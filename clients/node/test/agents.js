@@ -4,7 +4,11 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Agent, Mesh } from '../src/index.js';
 import { startMesh } from './server.js';
 
-const SETTINGS = { BXMESH_DELIVERY_LEASE: '2', BXMESH_MESSAGE_ATTEMPTS: '3' };
+const SETTINGS = {
+  BXMESH_DELIVERY_LEASE: '2',
+  BXMESH_MESSAGE_ATTEMPTS: '3',
+  BXMESH_MAILBOX_CAPACITY: '40',
+};
 
 /** Takes what handlers throw without a word. */
 export const silent = () => {};
@@ -31,8 +35,8 @@ export async function ended(mesh, { taskId }) {
 }
 
 /**
- * Gives a suite a mesh, whose deliveries are leased for 2 s and tried three times, and agents that
- * are stopped after each test.
+ * Gives a suite a mesh, whose deliveries are leased for 2 s and tried three times and whose
+ * mailboxes hold 40 of them, and agents that are stopped after each test.
  *
  * @param {(given: {server: object, mesh: Mesh}) => void} given takes them when they are there
  */
