@@ -7,6 +7,8 @@ import logging
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
+import grpc
+
 from bxmesh.agent.v1 import delivery_pb2 as pb
 from bxmesh.client.agents.backoff import Backoff
 from bxmesh.client.agents.inbox import Inbox
@@ -69,9 +71,13 @@ class Link:
             try:
                 await self._attach(lease_id, backoff)
             except FailedPrecondition as error:
-                if error.reason not in _LEASE_OVER:
+                if error.reason in _LEASE_OVER:
+                    await self._renew(lease_id, backoff)
+                elif error.code is grpc.StatusCode.ABORTED:
+                    # Another stream of this connection has taken its place; that one may be dead.
+                    await backoff.wait(error)
+                else:
                     raise
-                await self._renew(lease_id, backoff)
             except InvalidInput:
                 if not self._inbox.strip_answers():
                     raise
