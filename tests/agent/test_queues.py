@@ -291,12 +291,12 @@ async def test_dead_letters_are_counted_by_agent(mesh: Mesh) -> None:
 
 async def test_expired_messages_are_counted(mesh: Mesh) -> None:
     lease = await mesh.register("bob")
-    soon = Timestamp()
-    soon.GetCurrentTime()
-    soon.FromNanoseconds(soon.ToNanoseconds() + 150_000_000)
-    await mesh.send(recipient="bob", expire_time=soon)
+    queue = mesh.service.mesh.mailboxes.queue
+    item = queue.new_item("message", envelope("bob"))
+    item.deadline.FromSeconds(1)
+    entry = work_pb2.WorkEntry(item=item).SerializeToString()
     await mesh.send(recipient="bob", message_type="lasting")
-    await asyncio.sleep(0.2)
+    await mesh.redis.xadd(queue.keys.inbox("bob", 2), {"entry": entry, "deliveries": 0})
     async with mesh.connected("bob", lease_id=lease, initial_credit=2) as bob:
         assert (await bob.delivery()).envelope.message_type == "lasting"
         await until(lambda: _expired(mesh))
