@@ -189,3 +189,24 @@ async def test_nothing_is_left_of_a_connection(mesh: Mesh) -> None:
     await until(is_forgotten)
     consumers = await mesh.redis.xinfo_consumers("bxmesh:{work:agents}:inbox:bob:2", "workers")
     assert consumers == []
+
+
+async def test_a_connection_that_is_attached_anew_ends_its_earlier_stream(mesh: Mesh) -> None:
+    lease = await mesh.register("bob")
+    async with mesh.connected("bob", lease_id=lease, connection_id="c") as old:
+        await mesh.send(recipient="bob")
+        first = await old.delivery()
+        async with mesh.connected("bob", lease_id=lease, connection_id="c") as new:
+            with refused("ABORTED", "CONNECTION_REPLACED"):
+                await old.ended()
+            assert (await new.delivery()).delivery_id == first.delivery_id
+
+
+async def test_a_drain_while_the_mailbox_is_empty_ends_the_stream(mesh: Mesh) -> None:
+    for _ in range(20):
+        async with mesh.connected("bob", initial_credit=5) as bob:
+            await mesh.send(recipient="bob")
+            delivery = await bob.delivery()
+            await bob.say(drain=delivery_pb2.Drain())
+            await bob.answer(delivery)
+            await bob.ended()

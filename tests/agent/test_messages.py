@@ -312,3 +312,37 @@ async def test_an_unreadable_entry_is_a_dead_letter(mesh: Mesh) -> None:
 async def test_a_recipient_is_needed(mesh: Mesh, mode: Any) -> None:
     with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT"):
         await mesh.send(delivery_mode=mode)
+
+
+async def test_a_reply_to_a_full_mailbox_is_tried_again(redis: Any, shared_valkey: str) -> None:
+    async with agents(shared_valkey, mailbox_capacity=1) as mesh:
+        await mesh.register("carol")
+        await mesh.send(recipient="carol", message_type="fills.it")
+        async with mesh.connected("bob", initial_credit=5) as bob:
+            await mesh.send(sender="carol", recipient="bob")
+            settled = await bob.answer(await bob.delivery(), reply=envelope(message_type="answer"))
+            assert settled.status.code == 0
+            again = await bob.delivery()
+            assert again.attempt == 2
+            assert MeshError.from_status(again_error(mesh, again)).reason == "MAILBOX_FULL"
+
+
+def again_error(mesh: Mesh, delivery: Any) -> Any:
+    (connection,) = mesh.service.mesh.connections.of("bob")
+    return connection._held[delivery.delivery_id].entry.last_error
+
+
+async def test_a_repeated_request_is_one_message_with_one_answer(mesh: Mesh) -> None:
+    async with mesh.connected("bob", initial_credit=5) as bob:
+        asking = [
+            asyncio.create_task(
+                mesh.send(recipient="bob", request_id="r", reply_timeout=seconds(20))
+            )
+            for _ in range(2)
+        ]
+        delivery = await bob.delivery()
+        await bob.answer(delivery, reply=envelope(json="1"))
+        answers = [await each for each in asking]
+        assert [a.reply.payload.json.json for a in answers] == ["1", "1"]
+        await mesh.send(recipient="bob", message_type="next")
+        assert (await bob.delivery()).envelope.message_type == "next"

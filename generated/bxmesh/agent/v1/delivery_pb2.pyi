@@ -119,8 +119,8 @@ class Hello(_message.Message):
     lease_id: _builtins.str
     """The agent's lease."""
     connection_id: _builtins.str
-    """Names this connection. The same name again re-attaches: it gets first what it had not answered. Empty means a new
-    one.
+    """Names this connection. The same name again re-attaches: it gets first what it had not answered, and an earlier stream
+    of the name ends (ABORTED, CONNECTION_REPLACED). Empty means a new one.
     """
     initial_credit: _builtins.int
     """How many deliveries it takes before it gives more credit, 0 to 10000."""
@@ -199,7 +199,9 @@ class Answer(_message.Message):
 
     @_builtins.property
     def reply(self) -> _message_pb2.Envelope:
-        """A message that answers it, sent in the same step as the acknowledgement; not set for none."""
+        """A message that answers it, sent in the same step as the acknowledgement; not set for none. When it cannot be sent, for
+        a full mailbox say, the delivery is tried again.
+        """
 
     def __init__(
         self,
@@ -374,7 +376,9 @@ class Delivery(_message.Message):
     delivery_id: _builtins.str
     """Names this delivery in answers; another attempt has another name. Empty for a direct message, which takes no answer."""
     attempt: _builtins.int
-    """The attempt, from 1. Above 1 it may have been handled before."""
+    """The attempt, from 1. Above 1 it may have been handled before. It counts deliveries: how often a task was given to an
+    agent is in the task.
+    """
     max_attempts: _builtins.int
     """How often it is tried at most; 0 means no bound."""
     entry_id: _builtins.str

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 
+import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import status_pb2
 
@@ -95,6 +96,10 @@ class Connection:
 
     async def run(self, requests: AsyncIterator[_Request]) -> None:
         """Serves the stream; returns when the agent has hung up or drained, raises MeshError."""
+        for other in self._mesh.connections.of(self.agent_id):
+            if other.connection_id == self.connection_id:
+                # Its agent has given it up, or it would not attach anew.
+                other.end(replaced(self.connection_id))
         held = await self._mailboxes.attach(
             self.agent_id, self.connection_id, self.lease_id, self._mesh.bells.channel
         )
@@ -332,24 +337,34 @@ class Connection:
             case delivery_pb2.VERDICT_ACK:
                 reply: AnyMessage | None = None
                 if answer.HasField("reply"):
-                    reply = await reply_to_delivery(self._mesh, self._identity, held, answer.reply)
+                    try:
+                        reply = await reply_to_delivery(
+                            self._mesh, self._identity, held, answer.reply
+                        )
+                    except MeshError as error:
+                        # The mailbox that it goes to is full, say. It comes again, and so does the reply.
+                        return await self._try_again(held, error)
                 return await self._mailboxes.acknowledge(self._settlement, held, reply)
             case delivery_pb2.VERDICT_RETRY:
-                error = _error_of(answer)
-                if held.attempt >= held.item.max_attempts:
-                    return await self._bury(held, error)
                 delay = (
                     answer.retry_after.ToNanoseconds() / 1e9
                     if answer.HasField("retry_after")
                     else None
                 )
-                return await self._settlement.retry(held, error, delay=delay)
+                return await self._try_again(held, _error_of(answer), delay)
             case _:
                 # Whoever waits gets the error itself; others are told by the reply, if they can be.
                 if answer.HasField("reply"):
                     with suppress(MeshError):
                         await reply_to_delivery(self._mesh, self._identity, held, answer.reply)
                 return await self._bury(held, _error_of(answer))
+
+    async def _try_again(
+        self, held: HeldEntry, error: MeshError, delay: float | None = None
+    ) -> bool:
+        if held.attempt >= held.item.max_attempts:
+            return await self._bury(held, error)
+        return await self._settlement.retry(held, error, delay=delay)
 
     async def _bury(self, held: HeldEntry, error: MeshError) -> bool:
         if held.item.kind == TASK:
@@ -371,6 +386,15 @@ class Connection:
                 settled.status.SetInParent()
                 settled.lease_expire_time.FromNanoseconds(int(expires * 1e9))
             await self._send(_Response(settled=settled))
+
+
+def replaced(connection_id: str) -> MeshError:
+    """The error for a connection that was attached anew."""
+    return MeshError(
+        grpc.StatusCode.ABORTED,
+        "CONNECTION_REPLACED",
+        f"The connection {connection_id} was attached anew on another stream.",
+    )
 
 
 def lease_lost(subject: str) -> MeshError:

@@ -53,21 +53,23 @@ class MessageRpcs:
         if not known and (direct or not request.hold_for_recipient):
             raise unknown_recipient(envelope.recipient, may_hold=not direct)
         response.held = not known
+        once = bool(request.request_id or request.envelope.message_id)
         seconds = request.reply_timeout.ToNanoseconds() / 1e9
         if remaining := context.time_remaining():
             seconds = min(seconds, remaining)
         if request.HasField("reply_timeout") and seconds > 0:
-            response.reply.CopyFrom(await self._request(envelope, identity, seconds, direct=direct))
+            response.reply.CopyFrom(
+                await self._request(envelope, identity, seconds, direct=direct, once=once)
+            )
             response.receivers = int(direct)
         elif direct:
             response.receivers = await post_direct(mesh, envelope)
         else:
-            once = bool(request.request_id or request.envelope.message_id)
             await post(mesh, envelope, identity, once=once)
         return response
 
     async def _request(
-        self, envelope: pb.Envelope, identity: str, seconds: float, *, direct: bool
+        self, envelope: pb.Envelope, identity: str, seconds: float, *, direct: bool, once: bool
     ) -> pb.Envelope:
         """Sends a message and returns its answer; raises MeshError DEADLINE_EXCEEDED without one."""
         mesh = self._mesh
@@ -76,15 +78,19 @@ class MessageRpcs:
         async def add(item_id: str, channel: str) -> Ticket:
             await wait_for_answer(mesh, envelope, item_id, channel, seconds)
             if not direct:
-                return await post(
+                ticket = await post(
                     mesh,
                     envelope,
                     identity,
-                    once=False,
+                    once=once,
                     item_id=item_id,
                     reply_to=channel,
                     deadline=deadline,
                 )
+                if ticket.repeated:
+                    # The answer is the first one's, which may still be on its way.
+                    await wait_for_answer(mesh, envelope, ticket.item_id, channel, seconds)
+                return ticket
             if not await post_direct(mesh, envelope):
                 raise unknown_recipient(envelope.recipient, may_hold=False)
             return Ticket(item_id, "", "", "", repeated=False)
