@@ -13,16 +13,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache, lru_cache
 from typing import ClassVar
 
 KINDS = ("agents", "messages", "tasks", "performance", "errors")
 """The kinds of lines; each has a file of its own for every day."""
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _MOST_CHARACTERS = 160
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Event:
     """Something that happened. What is None or an empty text is left out of its line."""
 
@@ -39,16 +41,15 @@ class Event:
 
     def line(self) -> bytes:
         """The line, with its end."""
-        values = {
-            each.name: _clipped(value)
-            for each in dataclasses.fields(self)
-            if (value := getattr(self, each.name)) is not None and value != ""
-        }
-        values["time"] = _utc(self.time)
-        return json.dumps(values, separators=(",", ":")).encode() + b"\n"
+        values: dict[str, object] = {"time": _utc(self.time)}
+        for name in _names(type(self)):
+            value = getattr(self, name)
+            if value is not None and value != "":
+                values[name] = _clipped(value)
+        return _line(values)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class AgentEvent(Event):
     """registered, left; connected, disconnected."""
 
@@ -65,7 +66,7 @@ class AgentEvent(Event):
     """Of the registry, after the change."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class MessageEvent(Event):
     """accepted, delivered; then acknowledged, retried, dropped, expired or withdrawn."""
 
@@ -91,7 +92,7 @@ class MessageEvent(Event):
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class TaskEvent(Event):
     """A task that is in another state: `event` is the state, in small letters."""
 
@@ -109,7 +110,7 @@ class TaskEvent(Event):
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class PerformanceEvent(Event):
     """A minute: what this process did, and what waits in the whole mesh."""
 
@@ -124,7 +125,7 @@ class PerformanceEvent(Event):
     depths: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ErrorEvent(Event):
     """fault: a call answered with a fault of the server; dead_letter: work that was given up."""
 
@@ -143,8 +144,7 @@ class ErrorEvent(Event):
 
 def gap(lines: int, now: float) -> bytes:
     """The line that stands where lines are missing."""
-    values = {"time": _utc(now), "event": "lines_dropped", "lines": lines}
-    return json.dumps(values, separators=(",", ":")).encode() + b"\n"
+    return _line({"time": _utc(now), "event": "lines_dropped", "lines": lines})
 
 
 def known_reason(reason: str) -> str:
@@ -154,12 +154,26 @@ def known_reason(reason: str) -> str:
 
 def day_of(seconds: float) -> str:
     """The UTC day of a time, as in 2026-01-31."""
-    return _utc(seconds)[:10]
+    return _second(int(seconds))[:10]
 
 
 def _utc(seconds: float) -> str:
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    whole = int(seconds)
+    return f"{_second(whole)}.{int((seconds - whole) * 1e6):06d}Z"
+
+
+@lru_cache(64)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+@cache
+def _names(event: type[Event]) -> tuple[str, ...]:
+    return tuple(each.name for each in dataclasses.fields(event) if each.name != "time")
+
+
+def _line(values: Mapping[str, object]) -> bytes:
+    return _encode(values).encode() + b"\n"
 
 
 def _clipped(value: object) -> object:
