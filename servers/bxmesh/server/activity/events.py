@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 KINDS = ("agents", "messages", "tasks", "performance", "errors")
 """The kinds of lines; each has a file of its own for every day."""
@@ -168,7 +168,7 @@ def _second(seconds: int) -> str:
 
 
 @cache
-def _names(event: type[Event]) -> tuple[str, ...]:
+def _names(event: type[Any]) -> tuple[str, ...]:
     return tuple(each.name for each in dataclasses.fields(event) if each.name != "time")
 
 
