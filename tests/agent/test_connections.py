@@ -114,14 +114,17 @@ async def test_types_go_to_the_connection_that_handles_them(mesh: Mesh) -> None:
 async def test_draining_finishes_what_was_begun_and_takes_nothing_new(mesh: Mesh) -> None:
     lease = await mesh.register("bob")
     async with mesh.connected("bob", lease_id=lease, initial_credit=5) as bob:
-        await mesh.send(recipient="bob", json="1")
-        delivery = await bob.delivery()
+        for number in "12":
+            await mesh.send(recipient="bob", json=number)
+        first, second = await bob.delivery(), await bob.delivery()
         await bob.say(drain=delivery_pb2.Drain())
-        await mesh.send(recipient="bob", json="2")
-        assert (await bob.answer(delivery)).status.code == 0
+        # Once this is settled, what was said before it has been heard.
+        assert (await bob.answer(first)).status.code == 0
+        await mesh.send(recipient="bob", json="3")
+        assert (await bob.answer(second)).status.code == 0
         await bob.ended()
     async with mesh.connected("bob", lease_id=lease) as bob:
-        assert (await bob.delivery()).envelope.payload.json.json == "2"
+        assert (await bob.delivery()).envelope.payload.json.json == "3"
 
 
 async def test_a_restarted_process_gets_at_once_what_the_old_one_held(mesh: Mesh) -> None:
