@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache, lru_cache
-from typing import Any, ClassVar
+from functools import lru_cache
+from typing import ClassVar
 
 KINDS = ("agents", "messages", "tasks", "performance", "errors")
 """The kinds of lines; each has a file of its own for every day."""
@@ -42,10 +42,10 @@ class Event:
     def line(self) -> bytes:
         """The line, with its end."""
         values: dict[str, object] = {"time": _utc(self.time)}
-        for name in _names(type(self)):
-            value = getattr(self, name)
-            if value is not None and value != "":
-                values[name] = _clipped(value)
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if value is not None and value != "" and each.name != "time":
+                values[each.name] = _clipped(value)
         return _line(values)
 
 
@@ -165,11 +165,6 @@ def _utc(seconds: float) -> str:
 @lru_cache(64)
 def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-@cache
-def _names(event: type[Any]) -> tuple[str, ...]:
-    return tuple(each.name for each in dataclasses.fields(event) if each.name != "time")
 
 
 def _line(values: Mapping[str, object]) -> bytes:
