@@ -103,7 +103,8 @@ class Connection:
         held = await self._mailboxes.attach(
             self.agent_id, self.connection_id, self.lease_id, self._mesh.bells.channel
         )
-        self._mesh.connections.add(self)
+        gone = asyncio.get_running_loop().create_future()
+        self._mesh.connections.add(self, gone)
         tasks: list[asyncio.Future[None]] = [self._over]
         try:
             again = self._take_up(held)
@@ -118,6 +119,7 @@ class Connection:
             last = self._mesh.connections.remove(self)
             self._over.cancel()
             farewell = asyncio.ensure_future(self._farewell(tasks[1:], last=last))
+            farewell.add_done_callback(lambda _: gone.set_result(None))
             await asyncio.shield(farewell)
 
     def _take_up(self, held: Iterable[HeldEntry]) -> list[HeldEntry]:

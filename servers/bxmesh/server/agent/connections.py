@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -21,7 +22,13 @@ class Connections:
     def __init__(self, activity: Activity = OFF) -> None:
         self._activity = activity
         self._by_agent: defaultdict[str, list[Connection]] = defaultdict(list)
+        self._staying: set[asyncio.Future[None]] = set()
         self._turn = 0
+
+    async def all_gone(self, seconds: float) -> None:
+        """Waits until all are done with their farewells, but not for longer."""
+        if self._staying:
+            await asyncio.wait(self._staying, timeout=seconds)
 
     def __iter__(self) -> Iterator[Connection]:
         return (each for group in tuple(self._by_agent.values()) for each in tuple(group))
@@ -30,8 +37,10 @@ class Connections:
         """The connections of an agent."""
         return tuple(self._by_agent.get(agent_id, ()))
 
-    def add(self, connection: Connection) -> None:
-        """Takes one in."""
+    def add(self, connection: Connection, gone: asyncio.Future[None]) -> None:
+        """Takes one in; the future is done when it has left for good."""
+        self._staying.add(gone)
+        gone.add_done_callback(self._staying.discard)
         self._by_agent[connection.agent_id].append(connection)
         self._activity.connected(connection.agent_id, connection.connection_id)
 

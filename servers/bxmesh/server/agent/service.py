@@ -31,6 +31,9 @@ from bxmesh.server.tasks import Tasks
 __all__ = ["AgentService", "agent_service"]
 
 
+_FAREWELL_SECONDS = 10.0
+
+
 @asynccontextmanager
 async def agent_service(
     settings: Settings,
@@ -89,6 +92,7 @@ class AgentService(ConnectRpc, MessageRpcs, TaskRpcs, StateRpcs, QueueRpcs):
         trace: TracebackType | None,
     ) -> None:
         self.drain()
+        await self._mesh.connections.all_gone(_FAREWELL_SECONDS)
         await end_tasks(*self._keepers)
 
     def drain(self) -> None:
