@@ -217,6 +217,7 @@ async def test_ended_tasks_are_forgotten(redis: Redis) -> None:
             task = await w.assign()
             await w.store.finish(task.task_id, 1, "a", json_payload())
             tasks.append(task.task_id)
+        await w.store.look()
         assert [await w.store.read(name) is None for name in tasks] == [True] * 3 + [False] * 3
         assert await redis.zcard("bxmesh:{work:agents}:tasks") == 3
         # The others' time comes.

@@ -88,7 +88,7 @@ async def test_only_who_has_a_task_may_report_on_it(redis: Redis) -> None:
             with refused("FAILED_PRECONDITION", "LEASE_LOST"):
                 await w.store.finish(task.task_id, attempt, agent, json_payload())
         with refused("FAILED_PRECONDITION", "LEASE_LOST"):
-            await w.store.report(task.task_id, json_payload(), attempt=1, identity="bob")
+            await w.store.report_delivery(task.task_id, "2:1-1", "alice", json_payload())
         with refused("NOT_FOUND", "TASK_NOT_FOUND"):
             await w.store.finish("none", 1, "a", json_payload())
         assert await w.get(task.task_id) == task
@@ -104,19 +104,20 @@ async def test_a_delivery_stands_for_its_attempt(redis: Redis) -> None:
         first_delivery = f"2:{first.decode()}"
         for wrong in ("1:1-1", f"1:{first.decode()}", "x", "2:0-1"):
             with refused("FAILED_PRECONDITION", "LEASE_LOST"):
-                await w.store.report(task.task_id, failure(), delivery_id=wrong)
-        await w.store.report(task.task_id, failure(), identity="alice", delivery_id=first_delivery)
+                await w.store.report_delivery(task.task_id, wrong, "alice", failure())
+        with refused("FAILED_PRECONDITION", "LEASE_LOST"):
+            await w.store.report_delivery(task.task_id, first_delivery, "bob", failure())
+        await w.store.report_delivery(task.task_id, first_delivery, "alice", failure())
         await w.reaches(task.task_id, ASSIGNED)
         second = (await redis.xrange(inbox))[-1][0].decode()
         with refused("FAILED_PRECONDITION", "LEASE_LOST"):
-            await w.store.report(task.task_id, json_payload(), delivery_id=first_delivery)
+            await w.store.report_delivery(task.task_id, first_delivery, "alice", json_payload())
         # What was delivered again after a lost connection has a later name.
         ms, _, number = second.partition("-")
         for later in (f"2:{second}", f"2:{ms}-{int(number) + 1}", f"2:{int(ms) + 5}-0"):
-            record = await w.store.report(
-                task.task_id, pb.TaskProgress(percent=1), delivery_id=later
-            )
-            assert record.task().state == RUNNING
+            progress = pb.TaskProgress(percent=1)
+            change = await w.store.report_delivery(task.task_id, later, "alice", progress)
+            assert change.state == RUNNING
 
 
 async def test_failures_are_tried_again_until_the_policy_ends_it(redis: Redis) -> None:

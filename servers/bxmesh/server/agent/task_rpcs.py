@@ -71,13 +71,9 @@ class TaskRpcs:
         if request.HasField("error") and not request.error.code:
             raise invalid_argument("error.code", "must not be OK")
         _check_size("result", request.result)
-        record = await self._mesh.tasks.store.report(
-            request.task_id,
-            report,
-            identity=current_identity().id,
-            delivery_id=request.delivery_id,
+        at = await self._mesh.tasks.store.report_delivery(
+            request.task_id, request.delivery_id, current_identity().id, report
         )
-        at = record.change
         return pb.ReportTaskResponse(
             state=pb.TaskState.ValueType(at.state),
             cancel_requested=at.state in _STOPPED,

@@ -85,17 +85,14 @@ local function change(id, live, reason)
 end
 
 local function add(key, field, more)
-  if redis.call('HINCRBY', key, field, int(more)) <= 0 then redis.call('HDEL', key, field) end
+  local count = redis.call('HINCRBY', key, field, more)
+  if count <= 0 then redis.call('HDEL', key, field) end
+  return count
 end
 local function enter(live, state)
-  local before, after = live.state > 0 and live.state < COMPLETED, state < COMPLETED
-  if after then
-    add(COUNTS, int(state) .. ':' .. live.type, 1)
-    if not before then add(COUNTS, 'open', 1) end
-  end
-  if before then
+  if state < COMPLETED then add(COUNTS, int(state) .. ':' .. live.type, 1) end
+  if live.state > 0 and live.state < COMPLETED then
     add(COUNTS, int(live.state) .. ':' .. live.type, -1)
-    if not after then add(COUNTS, 'open', -1) end
   end
   live.state = state
 end
@@ -153,8 +150,7 @@ local function let_go(id, live, state)
   if live.holder == '' then return end
   if redis.call('SREM', held(live.holder), id) == 1 then
     redis.call('HINCRBY', SINCE, live.holder, int(-math.floor(live.assigned / 1000)))
-    add(LOAD, live.holder, -1)
-    if redis.call('HEXISTS', LOAD, live.holder) == 0 then redis.call('HDEL', SINCE, live.holder) end
+    if add(LOAD, live.holder, -1) <= 0 then redis.call('HDEL', SINCE, live.holder) end
   end
   live.holder = ''
   if redis.call('EXISTS', DEMANDS) == 1 then ring(ROOT, SLOTS) end
@@ -186,22 +182,8 @@ local function withdraw(id, live, status)
   return false
 end
 
-local function forget(id)
-  local live = find(id)
-  if live and live.parent ~= '' then redis.call('ZREM', children(live.parent), id) end
-  redis.call('DEL', record(id), events(id), children(id))
-  redis.call('ZREM', TASKS, id)
-  redis.call('ZREM', ENDED, id)
-end
-local function forget_some(most)
-  local over = redis.call('ZCARD', ENDED) - options.most_ended
-  local old = over > 0 and redis.call('ZRANGE', ENDED, 0, math.min(over, most) - 1)
-    or redis.call('ZRANGEBYSCORE', ENDED, '-inf', NOW, 'LIMIT', 0, most)
-  for _, id in ipairs(old) do forget(id) end
-  return #old
-end
 local function finish(id, live, state, err, reason)
-  unqueue(id, live)
+  if live.state == PENDING then unqueue(id, live) end
   let_go(id, live, state)
   redis.call('ZREM', DUE, id)
   enter(live, state)
@@ -212,7 +194,6 @@ local function finish(id, live, state, err, reason)
   redis.call('PEXPIRE', events(id), ms)
   redis.call('PEXPIRE', children(id), ms)
   redis.call('ZADD', ENDED, live.expires, id)
-  forget_some(2)
 end
 -- An attempt is over without a result: another one follows, or none.
 local function fail(id, live, err, reason, jitter)
@@ -250,7 +231,7 @@ if remember > 0 then
   local live = first and find(first)
   if live then return {0, first, whole(first, live)} end
 end
-local open = tonumber(redis.call('HGET', COUNTS, 'open') or 0)
+local open = redis.call('ZCARD', TASKS) - redis.call('ZCARD', ENDED)
 if open >= options.most_open then return {-1, open} end
 if redis.call('HLEN', DEMANDS) >= options.most_demands
   and redis.call('HEXISTS', DEMANDS, new.demand) == 0 then
@@ -314,8 +295,10 @@ return 1
 
 # What an agent says of its attempt.
 # ARGV: …, id, attempt or 0 when the delivery says it, agent or "" for any, identity or "" for any,
-# kind, payload, reason of the error, a random number from 0 to 1, delivery or ""
-# Returns {1, task} | {0} no such task | {-1} the attempt is not this agent's, or no longer.
+# kind, payload, reason of the error, a random number from 0 to 1, delivery or "", 1 for the whole
+# task
+# Returns {1, task, or what changes about it} | {0} no such task | {-1} the attempt is not this
+# agent's, or no longer.
 REPORT = Script(
     _BASE
     + """
@@ -349,7 +332,7 @@ if live.holder ~= '' then
     fail(id, live, payload, ARGV[8], tonumber(ARGV[9]))
   end
 end
-return {1, whole(id, live)}
+return {1, ARGV[11] == '1' and whole(id, live) or view(live)}
 """
 )
 
@@ -393,6 +376,27 @@ return #ids
 """
 )
 
+# Forgets what has been kept for long enough, or is more than is kept. ARGV: …, at most so many
+# Returns how many.
+FORGET = Script(
+    _BASE
+    + """
+local function forget(id)
+  local live = find(id)
+  if live and live.parent ~= '' then redis.call('ZREM', children(live.parent), id) end
+  redis.call('DEL', record(id), events(id), children(id))
+  redis.call('ZREM', TASKS, id)
+  redis.call('ZREM', ENDED, id)
+end
+local most = tonumber(ARGV[2])
+local over = redis.call('ZCARD', ENDED) - options.most_ended
+local old = over > 0 and redis.call('ZRANGE', ENDED, 0, math.min(over, most) - 1)
+  or redis.call('ZRANGEBYSCORE', ENDED, '-inf', NOW, 'LIMIT', 0, most)
+for _, id in ipairs(old) do forget(id) end
+return #old
+"""
+)
+
 # Looks at what is due. ARGV: …, at most so many, error of a timeout, error of a task that no agent
 # came for; returns {looked at, us until the next or -1}.
 LOOK = Script(
@@ -416,13 +420,12 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', NOW, 'LIMIT', 0, AR
     finish(id, live, TIMED_OUT, ARGV[4], 'NO_AGENT_CAME')
   end
 end
-forget_some(100)
 local next = redis.call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
 if next[2] then answer[2] = math.max(0, tonumber(next[2]) - NOW) end
 return answer
 """
 )
 
-__all__ = ["ASSIGN", "BASE", "CANCEL", "CREATE", "LOOK", "RELEASE", "REPORT"]
+__all__ = ["ASSIGN", "BASE", "CANCEL", "CREATE", "FORGET", "LOOK", "RELEASE", "REPORT"]
 
 BASE = _BASE

@@ -7,7 +7,7 @@ import random
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from google.rpc import status_pb2
 from redis.asyncio import Redis
@@ -36,6 +36,8 @@ _BONUS = {
     message_pb2.PRIORITY_CRITICAL: 1800,
 }
 _PUBLIC = 3
+
+Report: TypeAlias = pb.TaskProgress | message_pb2.Payload | status_pb2.Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,13 +236,14 @@ class TaskStore:
         return [name for name, _ in _pairs(load)]
 
     async def look(self) -> float | None:
-        """Ends what has run out of its time and lets what has waited for its retry go on; returns
-        the seconds until something is due, None when nothing is."""
+        """Ends what has run out of its time, lets what has waited for its retry go on, and forgets
+        what ended long ago; returns the seconds until something is due, None when nothing is."""
         timed_out = errors.timed_out().to_status().SerializeToString()
         nobody_came = errors.nobody_came().to_status().SerializeToString()
         while True:
             looked, next_us = await self._call(scripts.LOOK, _PAGE, timed_out, nobody_came)
-            if looked < _PAGE:
+            forgotten = await self._call(scripts.FORGET, _PAGE)
+            if looked < _PAGE and forgotten < _PAGE:
                 return None if next_us < 0 else next_us / 1e6
 
     # What agents say
@@ -262,38 +265,48 @@ class TaskStore:
         self, task_id: str, attempt: int, agent_id: str, progress: pb.TaskProgress
     ) -> pb.Task:
         """Says how far it is; returns the task, which may have been cancelled."""
-        return (await self.report(task_id, progress, attempt=attempt, agent_id=agent_id)).task()
+        return await self._report(task_id, attempt, agent_id, progress)
 
     async def finish(
         self, task_id: str, attempt: int, agent_id: str, result: message_pb2.Payload
     ) -> pb.Task:
         """Completes it with a result; returns the task."""
-        return (await self.report(task_id, result, attempt=attempt, agent_id=agent_id)).task()
+        return await self._report(task_id, attempt, agent_id, result)
 
     async def fail(
         self, task_id: str, attempt: int, agent_id: str, error: status_pb2.Status
     ) -> pb.Task:
         """Says that the attempt has failed: it is tried again later if its policy says so."""
-        return (await self.report(task_id, error, attempt=attempt, agent_id=agent_id)).task()
+        return await self._report(task_id, attempt, agent_id, error)
 
-    async def report(
+    async def _report(self, task_id: str, attempt: int, agent_id: str, report: Report) -> pb.Task:
+        answer = await self._say(task_id, report, attempt, agent_id, "", "", whole=True)
+        return Record.of(answer).task()
+
+    async def report_delivery(
+        self, task_id: str, delivery_id: str, identity: str, report: Report
+    ) -> Change:
+        """What `progress`, `finish` and `fail` do, by the delivery with which an agent of an identity
+        got the task."""
+        return Change(*await self._say(task_id, report, 0, "", identity, delivery_id, whole=False))
+
+    async def _say(
         self,
         task_id: str,
-        report: pb.TaskProgress | message_pb2.Payload | status_pb2.Status,
+        report: Report,
+        attempt: int,
+        agent_id: str,
+        identity: str,
+        delivery_id: str,
         *,
-        attempt: int = 0,
-        agent_id: str = "",
-        identity: str = "",
-        delivery_id: str = "",
-    ) -> Record:
-        """What `progress`, `finish` and `fail` do, by an attempt or by its delivery, for an agent or
-        for the identity that it belongs to."""
+        whole: bool,
+    ) -> Any:
         kind, reason = "progress", ""
         if isinstance(report, pb.TaskProgress):
             report.ClearField("update_time")
         elif isinstance(report, message_pb2.Payload):
             kind = "result"
-        else:
+        elif isinstance(report, status_pb2.Status):
             kind, reason, report = "error", MeshError.from_status(report).reason, clipped(report)
         answer = await self._call(
             scripts.REPORT,
@@ -306,10 +319,11 @@ class TaskStore:
             reason,
             f"{random.random():.6f}",
             delivery_id,
+            int(whole),
         )
         match answer:
-            case [1, record]:
-                return Record.of(record)
+            case [1, found]:
+                return found
             case [0]:
                 raise errors.no_such_task(task_id)
         raise errors.not_yours(task_id)
