@@ -320,7 +320,8 @@ class Connection:
 
     def _settled(self, task: asyncio.Task[None]) -> None:
         self._settling.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        # Once the stream has ended there is nobody to tell, which is no failure.
+        if not task.cancelled() and (error := task.exception()) and not self._over.done():
             self.end(error if isinstance(error, MeshError) else _failed(error))
 
     async def _settle(self, answer: delivery_pb2.Answer) -> None:
