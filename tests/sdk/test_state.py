@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from bxmesh.client import Agent, AsyncMesh, FailedPrecondition, InvalidInput, Message, on
+from tests.processes import until
 from tests.sdk.agents import name
 
 
@@ -68,7 +69,8 @@ async def test_handlers_at_once_count_right(mesh: AsyncMesh) -> None:
                 async for state in states:
                     if state.value.get("count") == 20:
                         break
-        assert counter.state.count == 20
+        # The watch may hear of it before the agent has its answer.
+        await until(lambda: counter.state.count == 20)
 
 
 async def test_what_does_not_fit_is_refused_before_it_is_sent(mesh: AsyncMesh) -> None:
