@@ -346,3 +346,32 @@ async def test_a_repeated_request_is_one_message_with_one_answer(mesh: Mesh) -> 
         assert [a.reply.payload.json.json for a in answers] == ["1", "1"]
         await mesh.send(recipient="bob", message_type="next")
         assert (await bob.delivery()).envelope.message_type == "next"
+
+
+async def test_mailboxes_that_nobody_uses_are_forgotten(mesh: Mesh) -> None:
+    tidy = mesh.service.mesh.mailboxes.maintenance.tidy
+    async with mesh.connected("bob") as bob:
+        await mesh.send(recipient="bob")
+        await bob.answer(await bob.delivery())
+        await mesh.send(recipient="absent", hold_for_recipient=True)
+        await tidy()
+        assert await mesh.redis.smembers("bxmesh:{work:agents}:mailboxes") == {b"bob", b"absent"}
+    connections = mesh.service.mesh.connections
+    await until(lambda: not connections.of("bob"))
+    await mesh.redis.delete("bxmesh:{work:agents}:history:bob")
+
+    async def is_forgotten() -> bool:
+        await tidy()
+        return await mesh.redis.smembers("bxmesh:{work:agents}:mailboxes") == {b"absent"}
+
+    await until(is_forgotten)
+    assert not await mesh.redis.keys("bxmesh:{work:agents}:*:bob*")
+
+
+async def test_there_are_only_so_many_mailboxes(mesh: Mesh) -> None:
+    # Some of them may be found to be unused meanwhile.
+    names = map(str, range(101_000))
+    await mesh.redis.sadd("bxmesh:{work:agents}:mailboxes", *names)
+    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_MAILBOXES"):
+        await mesh.send(recipient="one-more", hold_for_recipient=True)
+    await mesh.send(recipient="100999", hold_for_recipient=True)

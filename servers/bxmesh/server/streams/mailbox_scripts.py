@@ -9,9 +9,9 @@ from __future__ import annotations
 from bxmesh.server.streams.scripts import END, HOLD, MOVE, NOW, PLACE, REPEATED, RING, Script
 
 # KEYS: inbox, request (or inbox), the inboxes of the agent…
-# ARGV: entry, item id, request lifetime in ms or 0, capacity of the mailbox
+# ARGV: entry, item id, request lifetime in ms or 0, capacity of the mailbox, most mailboxes
 # Returns {1, item id, stream, entry id} | {0, first item id} for a repeated request | {-1, depth}
-# when full.
+# when full | {-2, mailboxes} when there are too many.
 POST = Script(
     REPEATED
     + PLACE
@@ -19,6 +19,14 @@ POST = Script(
 local depth = 0
 for i = 3, #KEYS do depth = depth + redis.call('XLEN', KEYS[i]) end
 if depth >= tonumber(ARGV[4]) then return {-1, depth} end
+if depth == 0 then
+  local root, agent = string.match(KEYS[1], '^(.+):inbox:(.+):%d$')
+  local mailboxes = root .. ':mailboxes'
+  if redis.call('SCARD', mailboxes) >= tonumber(ARGV[5])
+    and redis.call('SISMEMBER', mailboxes, agent) == 0 then
+    return {-2, redis.call('SCARD', mailboxes)}
+  end
+end
 local id = place(KEYS[1], ARGV[1], 0)
 remember()
 return {1, ARGV[2], KEYS[1], id}
@@ -187,6 +195,30 @@ return moved
 """
 )
 
+# Forgets mailboxes that are empty, whose agents are not connected, and whose history has expired.
+# KEYS: mailboxes; ARGV: the root of all keys, cursor, how many to look at; returns the next cursor.
+FORGET_MAILBOXES = Script(
+    """
+local page = redis.call('SSCAN', KEYS[1], ARGV[2], 'COUNT', ARGV[3])
+for _, agent in ipairs(page[2]) do
+  local function key(kind) return ARGV[1] .. ':' .. kind .. ':' .. agent end
+  local used = redis.call('SCARD', key('attached')) + redis.call('EXISTS', key('history'))
+  used = used + redis.call('EXISTS', key('dead-of'))
+  used = used + (tonumber(redis.call('HGET', key('figures'), 'delayed') or 0))
+  local inboxes = {}
+  for priority = 1, 4 do
+    inboxes[priority] = key('inbox') .. ':' .. priority
+    used = used + redis.call('XLEN', inboxes[priority])
+  end
+  if used == 0 then
+    redis.call('DEL', key('figures'), key('connections'), unpack(inboxes))
+    redis.call('SREM', KEYS[1], agent)
+  end
+end
+return page[1]
+"""
+)
+
 # Acknowledges a message, which goes into the mailbox's history. The figures say what is not there
 # any more: the latest entry that was thrown away, and when the last one came.
 # KEYS: inbox, outcome, request (or outcome), history, figures
@@ -329,6 +361,7 @@ __all__ = [
     "ATTACH",
     "DETACH",
     "FIGURES",
+    "FORGET_MAILBOXES",
     "HAND_OVER",
     "HELD",
     "POST",

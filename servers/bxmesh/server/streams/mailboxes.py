@@ -45,6 +45,8 @@ class MailboxOptions:
 
     capacity: int = 10_000
     """What may wait or be held in one mailbox; beyond that posting answers RESOURCE_EXHAUSTED."""
+    most_mailboxes: int = 100_000
+    """Mailboxes with anything in them; agents that are not known get no further one."""
     lease: float = 30.0
     """How long a delivery may go unanswered and unextended."""
     max_attempts: int = 5
@@ -131,7 +133,13 @@ class Mailboxes:
                     keys.request(request_id) if request_id else inbox,
                     *keys.inboxes(agent_id),
                 ],
-                [entry_of(item), item.item_id, request_milliseconds(item), self.options.capacity],
+                [
+                    entry_of(item),
+                    item.item_id,
+                    request_milliseconds(item),
+                    self.options.capacity,
+                    self.options.most_mailboxes,
+                ],
             )
         if answer[0] == -1:
             raise resource_exhausted(
@@ -139,6 +147,13 @@ class Mailboxes:
                 retry_after=1.0,
                 reason="MAILBOX_FULL",
                 subject=f"agent:{agent_id}",
+            )
+        if answer[0] == -2:
+            raise resource_exhausted(
+                f"There are {answer[1]} mailboxes already.",
+                retry_after=60.0,
+                reason="TOO_MANY_MAILBOXES",
+                subject="mailboxes",
             )
         return ticket_of(answer, request_id)
 
@@ -261,6 +276,7 @@ class MailboxMaintenance(Maintenance):
 
     def __init__(self, queue: WorkQueue) -> None:
         super().__init__(queue, "")
+        self._cursor: bytes | str = "0"
 
     async def reclaim(self) -> None:
         """Gives what was held for too long without a word back to its mailbox."""
@@ -274,9 +290,13 @@ class MailboxMaintenance(Maintenance):
             pass
 
     async def tidy(self) -> None:
-        """Throws away old dead letters."""
+        """Throws away old dead letters, and some of the mailboxes that nobody uses any more."""
+        keys = self._queue.keys
         oldest = int((time.time() - self._queue.options.dead_letter_lifetime) * 1000)
-        await self._queue.redis.xtrim(self._queue.keys.dead, minid=max(0, oldest))
+        await self._queue.redis.xtrim(keys.dead, minid=max(0, oldest))
+        self._cursor = await self._queue.scripts.call(
+            scripts.FORGET_MAILBOXES, [keys.mailboxes], [keys.root, self._cursor, _PAGE]
+        )
 
 
 def topic(agent_id: str) -> str:
