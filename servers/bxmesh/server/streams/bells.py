@@ -18,16 +18,14 @@ from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
 
 from bxmesh.server.streams.batching import ScriptBatcher
-from bxmesh.server.streams.connection import REDIS_ERRORS
 from bxmesh.server.streams.keys import QueueKeys, server_channel
+from bxmesh.server.streams.listening import listen
 from bxmesh.server.streams.mailbox_scripts import WANT
 from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.work.v1 import work_pb2
 
 _log = logging.getLogger(__name__)
 
-_LISTEN_SECONDS = 30.0
-_PAUSE_SECONDS = 0.2
 _WISH_SECONDS = 300.0
 
 
@@ -80,7 +78,10 @@ class Bells:
         self._listener: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Bells:
-        self._listener = asyncio.create_task(self._listen())
+        channels = tuple(filter(None, (self.channel, self._cancellations)))
+        self._listener = asyncio.create_task(
+            listen(self._redis, channels, self._hear, self._ring_all)
+        )
         return self
 
     async def __aexit__(
@@ -111,31 +112,15 @@ class Bells:
             WANT, [keys.wanted(topic)], [self.channel, int(_WISH_SECONDS * 1000)]
         )
 
-    async def _listen(self) -> None:
-        while True:
-            try:
-                async with self._redis.pubsub() as channel:
-                    await channel.subscribe(*filter(None, (self.channel, self._cancellations)))
-                    while True:
-                        message = await channel.get_message(timeout=_LISTEN_SECONDS)
-                        if message is None:
-                            continue
-                        if message["type"] != "message":
-                            self._ring_all()
-                        elif message["channel"].decode() == self.channel:
-                            self._hear(message["data"])
-                        else:
-                            self.on_withdrawal(message["data"].decode(errors="replace"))
-            except REDIS_ERRORS as error:
-                _log.info("notices are not heard: %s", error)
-                await asyncio.sleep(_PAUSE_SECONDS)
-
     def _ring_all(self) -> None:
         for group in self._bells.values():
             for bell in group:
                 bell.ring()
 
-    def _hear(self, data: bytes) -> None:
+    def _hear(self, channel: str, data: bytes) -> None:
+        if channel == self._cancellations:
+            self.on_withdrawal(data.decode(errors="replace"))
+            return
         try:
             notice = work_pb2.Notice.FromString(data)
         except DecodeError:

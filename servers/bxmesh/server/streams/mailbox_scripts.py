@@ -62,7 +62,11 @@ for i = 0, math.min(most, 16) - 1 do
 end
 for i = 1, inboxes do read(i, math.floor(wanted[i] * math.max(1, most / 16))) end
 for i = 1, inboxes do read(i, most - count) end
-if count < most then redis.call('SADD', KEYS[1], ARGV[4]) end
+if count < most then
+  redis.call('SADD', KEYS[1], ARGV[4])
+  -- Whoever waits is attached, whatever Redis has lost since.
+  redis.call('SADD', string.gsub(KEYS[3], ':figures:', ':attached:', 1), ARGV[4])
+end
 local now = now()
 for _, page in ipairs(taken) do
   redis.call('ZADD', KEYS[2], 'NX', now + ARGV[5], page[1])
@@ -202,6 +206,12 @@ FORGET_MAILBOXES = Script(
 local page = redis.call('SSCAN', KEYS[1], ARGV[2], 'COUNT', ARGV[3])
 for _, agent in ipairs(page[2]) do
   local function key(kind) return ARGV[1] .. ':' .. kind .. ':' .. agent end
+  for _, channel in ipairs(redis.call('SMEMBERS', key('attached'))) do
+    -- A server that was killed took no leave.
+    if redis.call('PUBSUB', 'NUMSUB', channel)[2] == 0 then
+      redis.call('SREM', key('attached'), channel)
+    end
+  end
   local used = redis.call('SCARD', key('attached')) + redis.call('EXISTS', key('history'))
   used = used + redis.call('EXISTS', key('dead-of'))
   used = used + (tonumber(redis.call('HGET', key('figures'), 'delayed') or 0))
@@ -211,7 +221,7 @@ for _, agent in ipairs(page[2]) do
     used = used + redis.call('XLEN', inboxes[priority])
   end
   if used == 0 then
-    redis.call('DEL', key('figures'), key('connections'), unpack(inboxes))
+    redis.call('DEL', key('figures'), key('connections'), key('wanted:inbox'), unpack(inboxes))
     redis.call('SREM', KEYS[1], agent)
   end
 end

@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError, Message
 from redis.asyncio import Redis
 
 from bxmesh.server.errors import MeshError, deadline_exceeded
-from bxmesh.server.streams.connection import REDIS_ERRORS
 from bxmesh.server.streams.keys import reply_channel
+from bxmesh.server.streams.listening import listen
 from bxmesh.server.streams.queue import Ticket, WorkQueue
 from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.work.v1 import work_pb2
@@ -26,8 +26,6 @@ _log = logging.getLogger(__name__)
 # Events come by publish and subscribe, which may lose some; the outcome itself is kept with the
 # queue, and this is how often those who wait look for it there.
 _POLL_SECONDS = 1.0
-_LISTEN_SECONDS = 30.0
-_PAUSE_SECONDS = 0.2
 _FAREWELL_SECONDS = 2.0
 _MOST_EVENTS = 256
 
@@ -107,7 +105,9 @@ class WorkClient:
         self._farewells: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> WorkClient:
-        self._listener = asyncio.create_task(self._listen())
+        self._listener = asyncio.create_task(
+            listen(self._redis, (reply_channel(self.server_id),), self._dispatch, self._look_all)
+        )
         return self
 
     async def __aexit__(
@@ -197,30 +197,13 @@ class WorkClient:
         if not group:
             del self._submissions[item_id]
 
-    async def _listen(self) -> None:
-        while True:
-            try:
-                async with self._redis.pubsub() as channel:
-                    await channel.subscribe(reply_channel(self.server_id))
-                    while True:
-                        message = await channel.get_message(timeout=_LISTEN_SECONDS)
-                        if message is None:
-                            continue
-                        if message["type"] == "message":
-                            self._dispatch(message["data"])
-                        else:
-                            self._look_all()
-            except REDIS_ERRORS as error:
-                _log.info("replies are not heard: %s", error)
-                await asyncio.sleep(_PAUSE_SECONDS)
-
     def _look_all(self) -> None:
         # What was told before the subscription was not heard.
         for item_id, group in self._submissions.items():
             for submission in group:
                 submission.offer(work_pb2.WorkEvent(item_id=item_id))
 
-    def _dispatch(self, data: bytes) -> None:
+    def _dispatch(self, channel: str, data: bytes) -> None:
         try:
             event = work_pb2.WorkEvent.FromString(data)
         except DecodeError:

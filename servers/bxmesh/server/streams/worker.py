@@ -23,6 +23,7 @@ from bxmesh.server.streams.connection import CONNECTION_ERRORS, REDIS_ERRORS
 from bxmesh.server.streams.entries import HeldEntry, read_entry
 from bxmesh.server.streams.handling import Handler, WorkContext, handle, remaining_seconds
 from bxmesh.server.streams.keys import GROUP
+from bxmesh.server.streams.listening import listen
 from bxmesh.server.streams.maintenance import Maintenance
 from bxmesh.server.streams.metrics import WorkerCounters, WorkerMetrics
 from bxmesh.server.streams.queue import QueueOptions, WorkQueue, cancelled, messaging_attributes
@@ -35,7 +36,6 @@ _log = logging.getLogger(__name__)
 
 _BLOCK_SECONDS = 1.0
 _PAUSE_SECONDS = 0.2
-_LISTEN_SECONDS = 30.0
 _REMEMBERED_CANCELLATIONS = 10_000
 
 
@@ -97,7 +97,9 @@ class Worker:
         keeper = asyncio.create_task(self._keep_lane())
         helpers = [
             asyncio.create_task(self._renew()),
-            asyncio.create_task(self._hear_cancellations()),
+            asyncio.create_task(
+                listen(self.redis, (self.queue.keys.cancellations,), self._hear_cancellation)
+            ),
             asyncio.create_task(self._maintenance.run()),
         ]
         tasks = [stopping, reader, keeper, *helpers]
@@ -289,18 +291,8 @@ class Worker:
                 if held_or_none := self._held.get((stream, entry_id)):
                     held_or_none.interrupt()
 
-    async def _hear_cancellations(self) -> None:
-        while True:
-            try:
-                async with self.redis.pubsub() as channel:
-                    await channel.subscribe(self.queue.keys.cancellations)
-                    while True:
-                        message = await channel.get_message(timeout=_LISTEN_SECONDS)
-                        if message is not None and message["type"] == "message":
-                            self._cancel(message["data"].decode(errors="replace"))
-            except REDIS_ERRORS as error:
-                _log.info("cancellations are not heard: %s", error)
-                await asyncio.sleep(_PAUSE_SECONDS)
+    def _hear_cancellation(self, channel: str, data: bytes) -> None:
+        self._cancel(data.decode(errors="replace"))
 
     def _cancel(self, item_id: str) -> None:
         self._recently_cancelled[item_id] = None
