@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -113,6 +114,7 @@ class Unimplemented(BxmeshError):
     """The server does not offer this method."""
 
 
+_LONGEST_RETRY_SECONDS = 30 * 86400.0
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _CLASSES: dict[grpc.StatusCode, type[BxmeshError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
@@ -141,9 +143,11 @@ def from_status(status: status_pb2.Status, *, trace_id: str = "") -> BxmeshError
     retry = error_details_pb2.RetryInfo()
     has_retry = False
     for detail in status.details:
-        detail.Unpack(info)
-        detail.Unpack(bad_request)
-        has_retry = detail.Unpack(retry) or has_retry
+        # Other agents write them too; what cannot be read says nothing.
+        with suppress(DecodeError):
+            detail.Unpack(info)
+            detail.Unpack(bad_request)
+            has_retry = detail.Unpack(retry) or has_retry
     code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
     metadata = dict(info.metadata)
     return _CLASSES.get(code, BxmeshError)(
@@ -153,8 +157,14 @@ def from_status(status: status_pb2.Status, *, trace_id: str = "") -> BxmeshError
         trace_id=metadata.pop("trace_id", "") or trace_id,
         metadata=metadata,
         field_violations=[(v.field, v.description) for v in bad_request.field_violations],
-        retry_after=retry.retry_delay.ToTimedelta().total_seconds() if has_retry else None,
+        retry_after=_retry_seconds(retry) if has_retry else None,
     )
+
+
+def _retry_seconds(retry: error_details_pb2.RetryInfo) -> float:
+    delay = retry.retry_delay
+    seconds: float = delay.seconds + delay.nanos / 1e9
+    return max(0.0, min(_LONGEST_RETRY_SECONDS, seconds))
 
 
 def from_rpc_error(error: grpc.RpcError) -> BxmeshError:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 __all__ = [
@@ -31,6 +34,8 @@ _MESSAGE_BYTES = 800
 _TEXT_BYTES = 200
 _NAME_BYTES = 100
 _MOST_VIOLATIONS = 10
+_MOST_METADATA = 10
+_LONGEST_RETRY_SECONDS = 30 * 86400.0
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -67,10 +72,14 @@ class MeshError(Exception):
 
     def to_status(self, trace_id: str = "") -> status_pb2.Status:
         """Returns the status with exactly one ErrorInfo; long texts and lists are cut to fit."""
-        metadata = {key: _clip(value, _TEXT_BYTES) for key, value in self.metadata.items()}
+        metadata = {
+            _clip(key, _NAME_BYTES): _clip(value, _TEXT_BYTES)
+            for key, value in itertools.islice(self.metadata.items(), _MOST_METADATA)
+        }
         metadata["trace_id"] = trace_id
+        reason = _clip(self.reason, _NAME_BYTES)
         details: list[Message] = [
-            error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=metadata)
+            error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
         ]
         if self.field_violations:
             details.append(
@@ -135,9 +144,11 @@ class MeshError(Exception):
         retry = error_details_pb2.RetryInfo()
         has_retry = False
         for detail in status.details:
-            for message in (info, bad_request, precondition, quota):
-                detail.Unpack(message)
-            has_retry = detail.Unpack(retry) or has_retry
+            # Anybody may have written them; what cannot be read says nothing.
+            with suppress(DecodeError):
+                for message in (info, bad_request, precondition, quota):
+                    detail.Unpack(message)
+                has_retry = detail.Unpack(retry) or has_retry
         code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
         return cls(
             code,
@@ -149,7 +160,9 @@ class MeshError(Exception):
                 (v.type, v.subject, v.description) for v in precondition.violations
             ],
             quota_violations=[(v.subject, v.description) for v in quota.violations],
-            retry_after=retry.retry_delay.ToTimedelta().total_seconds() if has_retry else None,
+            retry_after=max(0.0, min(_LONGEST_RETRY_SECONDS, _seconds(retry.retry_delay)))
+            if has_retry
+            else None,
         )
 
 
@@ -243,6 +256,10 @@ def unimplemented(message: str, *, reason: str = "UNIMPLEMENTED", **metadata: st
 def internal(message: str, *, reason: str = "INTERNAL", **metadata: str) -> MeshError:
     """Returns the error for a fault of the server; the message must tell nothing of its inside."""
     return MeshError(grpc.StatusCode.INTERNAL, reason, message, metadata=metadata)
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
 
 
 def _clip(text: str, limit: int) -> str:

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from bxmesh.agent.v1 import delivery_pb2, message_pb2, task_pb2
@@ -30,6 +31,7 @@ from bxmesh.server.errors import (
     MeshError,
     deadline_exceeded,
     failed_precondition,
+    internal,
     invalid_argument,
     unavailable,
 )
@@ -55,6 +57,11 @@ _PAUSE_SECONDS = 0.5
 _LOOK_SECONDS = 60.0
 # What nobody who is connected handles waits for somebody who does.
 _UNHANDLED_SECONDS = (20.0, 40.0)
+# What they handle, but take none of at the moment, sooner.
+_NO_CREDIT_SECONDS = (1.0, 3.0)
+# Answers under way; more are not read, so that whoever does not read how they were settled says no
+# more.
+_MOST_SETTLING = 256
 _FAREWELL_SECONDS = 5.0
 
 
@@ -89,6 +96,11 @@ class Connection:
         """Whether it takes messages of a type now."""
         return message_type in self._types and not self._draining
 
+    @property
+    def takes(self) -> bool:
+        """Whether it has credit for a delivery."""
+        return self._credit > 0
+
     def end(self, error: MeshError) -> None:
         """Ends the stream with an error."""
         if not self._over.done():
@@ -100,13 +112,14 @@ class Connection:
             if other.connection_id == self.connection_id:
                 # Its agent has given it up, or it would not attach anew.
                 other.end(replaced(self.connection_id))
-        held = await self._mailboxes.attach(
-            self.agent_id, self.connection_id, self.lease_id, self._mesh.bells.channel
-        )
         gone = asyncio.get_running_loop().create_future()
-        self._mesh.connections.add(self, gone)
+        self._mesh.connections.expect(self, gone)
         tasks: list[asyncio.Future[None]] = [self._over]
         try:
+            held = await self._mailboxes.attach(
+                self.agent_id, self.connection_id, self.lease_id, self._mesh.bells.channel
+            )
+            self._mesh.connections.add(self)
             again = self._take_up(held)
             tasks += map(
                 asyncio.ensure_future,
@@ -116,9 +129,9 @@ class Connection:
             for task in ended:
                 task.result()
         finally:
-            last = self._mesh.connections.remove(self)
+            self._mesh.connections.remove(self)
             self._over.cancel()
-            farewell = asyncio.ensure_future(self._farewell(tasks[1:], last=last))
+            farewell = asyncio.ensure_future(self._farewell(tasks))
             farewell.add_done_callback(lambda _: gone.set_result(None))
             await asyncio.shield(farewell)
 
@@ -132,15 +145,23 @@ class Connection:
                 again.append(each)
         return again
 
-    async def _farewell(self, tasks: Iterable[asyncio.Future[None]], *, last: bool) -> None:
+    async def _farewell(self, tasks: Iterable[asyncio.Future[None]]) -> None:
         await end_tasks(*tasks)  # type: ignore[arg-type]
+        for task in tasks:
+            # Why the stream ended is told already; what failed with it is not told as well.
+            if not task.cancelled():
+                task.exception()
         # What was read was answered: it counts, even if the agent is gone by now.
         if self._settling:
             await asyncio.wait(self._settling, timeout=_FAREWELL_SECONDS)
             await end_tasks(*self._settling)
+        # Looked up only now: meanwhile the agent may have come back, even under the same name.
+        staying = self._mesh.connections.staying(self.agent_id)
+        if self.connection_id in staying:
+            return
         with suppress(MeshError):
             await self._mailboxes.detach(
-                self.agent_id, self.connection_id, self._mesh.bells.channel, last=last
+                self.agent_id, self.connection_id, self._mesh.bells.channel, last=not staying
             )
 
     async def _send(self, response: _Response) -> None:
@@ -195,9 +216,16 @@ class Connection:
     async def deliver(self, held: HeldEntry) -> None:
         """Hands an entry over that this connection holds, or settles it when that is pointless."""
         content = await self._content(held)
-        if content is None:
-            return
-        self._credit -= 1
+        if content is not None:
+            self._credit -= 1
+            await self._hand(held, content)
+
+    def take_over(self, held: HeldEntry, envelope: message_pb2.Envelope) -> None:
+        """Delivers what another connection handed over, for credit that was taken already; nobody
+        waits for an agent that reads slowly."""
+        self._in_background(self._hand(held, envelope))
+
+    async def _hand(self, held: HeldEntry, content: message_pb2.Envelope | task_pb2.Task) -> None:
         self._held[delivery_id(held)] = held
         if held.attempt > 1:
             with suppress(MeshError):
@@ -209,6 +237,17 @@ class Connection:
 
     async def _content(self, held: HeldEntry) -> message_pb2.Envelope | task_pb2.Task | None:
         """What to hand over; None when the entry was settled otherwise."""
+        while True:
+            try:
+                return await self._examined(held)
+            except MeshError as error:
+                # Redis is away, which is not the entry's fault.
+                if error.code is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                _log.info("a delivery to %s waits: %s", self.agent_id, error.message)
+                await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _examined(self, held: HeldEntry) -> message_pb2.Envelope | task_pb2.Task | None:
         item = held.item
         remaining = remaining_seconds(item)
         try:
@@ -225,6 +264,8 @@ class Connection:
             else:
                 raise invalid_argument("kind", f"{item.kind!r} is nothing that agents get")
         except MeshError as error:
+            if error.code is grpc.StatusCode.UNAVAILABLE:
+                raise
             await self._bury(held, error)
         return None
 
@@ -237,13 +278,34 @@ class Connection:
             delay = random.uniform(*_UNHANDLED_SECONDS)
             error = unhandled(envelope.message_type)
             await self._settlement.retry(held, error, delay=delay, counted=False)
-        elif await self._mailboxes.hand_over(held, self.connection_id, other.connection_id):
-            await other.deliver(held)
+        elif not other.takes:
+            delay = random.uniform(*_NO_CREDIT_SECONDS)
+            error = unhandled(envelope.message_type)
+            await self._settlement.retry(held, error, delay=delay, counted=False)
+        else:
+            await self._hand_over(held, envelope, other)
         return None
+
+    async def _hand_over(
+        self, held: HeldEntry, envelope: message_pb2.Envelope, other: Connection
+    ) -> None:
+        other._credit -= 1
+        handed = False
+        try:
+            handed = await self._mailboxes.hand_over(held, self.connection_id, other.connection_id)
+        finally:
+            if not handed:
+                other._credit += 1
+                other._moved.set()
+        if handed:
+            other.take_over(held, envelope)
 
     async def _task(self, held: HeldEntry) -> task_pb2.Task | None:
         delivery = work_pb2.TaskDelivery()
-        held.item.payload.Unpack(delivery)
+        try:
+            held.item.payload.Unpack(delivery)
+        except DecodeError as error:
+            raise internal("The entry holds no task.", reason="UNREADABLE") from error
         task = await self._mesh.tasks.deliverable(delivery.task_id, delivery.attempt, self.agent_id)
         if task is None:
             # It was given to somebody else since, or has ended.
@@ -306,6 +368,8 @@ class Connection:
                 case "credit":
                     self._credit = min(_MOST_CREDIT, self._credit + request.credit.deliveries)
                 case "answer":
+                    while len(self._settling) >= _MOST_SETTLING:
+                        await asyncio.wait(self._settling, return_when=asyncio.FIRST_COMPLETED)
                     self._in_background(self._settle(request.answer))
                 case "extend":
                     await self._extend(request.extend)

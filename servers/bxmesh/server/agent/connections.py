@@ -22,6 +22,7 @@ class Connections:
     def __init__(self, activity: Activity = OFF) -> None:
         self._activity = activity
         self._by_agent: defaultdict[str, list[Connection]] = defaultdict(list)
+        self._arriving: list[Connection] = []
         self._staying: set[asyncio.Future[None]] = set()
         self._turn = 0
 
@@ -37,28 +38,41 @@ class Connections:
         """The connections of an agent."""
         return tuple(self._by_agent.get(agent_id, ()))
 
-    def add(self, connection: Connection, gone: asyncio.Future[None]) -> None:
-        """Takes one in; the future is done when it has left for good."""
+    def expect(self, connection: Connection, gone: asyncio.Future[None]) -> None:
+        """Says that one is about to be entered; the future is done when it has left for good."""
         self._staying.add(gone)
         gone.add_done_callback(self._staying.discard)
+        self._arriving.append(connection)
+
+    def add(self, connection: Connection) -> None:
+        """Takes in one that was expected."""
+        self._arriving.remove(connection)
         self._by_agent[connection.agent_id].append(connection)
         self._activity.connected(connection.agent_id, connection.connection_id)
 
-    def remove(self, connection: Connection) -> bool:
-        """Lets one go; returns whether it was the last of its agent."""
+    def remove(self, connection: Connection) -> None:
+        """Lets one go, whether or not it was taken in."""
+        if connection in self._arriving:
+            self._arriving.remove(connection)
+            return
         group = self._by_agent[connection.agent_id]
         group.remove(connection)
         self._activity.disconnected(connection.agent_id, connection.connection_id)
-        if group:
-            return False
-        del self._by_agent[connection.agent_id]
-        return True
+        if not group:
+            del self._by_agent[connection.agent_id]
+
+    def staying(self, agent_id: str) -> tuple[str, ...]:
+        """The names of an agent's connections, of those that arrive too."""
+        arriving = (each for each in self._arriving if each.agent_id == agent_id)
+        return tuple(each.connection_id for each in (*self.of(agent_id), *arriving))
 
     def handler_of(self, agent_id: str, message_type: str) -> Connection | None:
-        """One of the agent's connections that handles a type, in turn; None when none does."""
+        """One of the agent's connections that handles a type, in turn, if possible one that takes
+        something; None when none does."""
         fitting = [each for each in self.of(agent_id) if each.handles(message_type)]
         if not fitting:
             return None
+        fitting = [each for each in fitting if each.takes] or fitting
         self._turn += 1
         return fitting[self._turn % len(fitting)]
 

@@ -27,6 +27,7 @@ from bxmesh.server.streams import Ticket
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _AT_ONCE = 64
+_MOST_BYTES_AT_ONCE = 16 << 20
 _TOO_LATE = ("DEADLINE_EXCEEDED", "MESSAGE_EXPIRED")
 
 
@@ -129,13 +130,14 @@ class MessageRpcs:
         ]
         once = bool(request.request_id or request.envelope.message_id)
         direct = request.delivery_mode == pb.DELIVERY_MODE_DIRECT
-        room = asyncio.Semaphore(_AT_ONCE)
+        most = _MOST_BYTES_AT_ONCE // max(1, envelope.ByteSize())
+        room = asyncio.Semaphore(max(1, min(_AT_ONCE, most)))
 
         async def send(agent_id: str) -> str:
-            copy = pb.Envelope()
-            copy.CopyFrom(envelope)
-            copy.recipient = agent_id
             async with room:
+                copy = pb.Envelope()
+                copy.CopyFrom(envelope)
+                copy.recipient = agent_id
                 try:
                     if direct:
                         await post_direct(mesh, copy)

@@ -25,6 +25,7 @@ __all__ = [
     "post",
     "post_direct",
     "require_recipient",
+    "require_small",
     "unknown_recipient",
 ]
 
@@ -40,13 +41,7 @@ async def accept(
     """
     accepted = message_pb2.Envelope()
     accepted.CopyFrom(envelope)
-    if accepted.ByteSize() > MOST_ENVELOPE_BYTES:
-        raise invalid_argument(
-            "envelope.payload",
-            f"the message has {accepted.ByteSize()} bytes, {MOST_ENVELOPE_BYTES} are the most;"
-            " upload a bundle and send its name",
-            reason="PAYLOAD_TOO_LARGE",
-        )
+    require_small(accepted)
     accepted.sender = await _sender(mesh, accepted.sender, identity)
     if not accepted.message_id:
         # A repeated request gets the same name, and so is one message.
@@ -59,6 +54,17 @@ async def accept(
     if expires is not None and expires <= time.time():
         raise deadline_exceeded("The message has expired already.", reason="MESSAGE_EXPIRED")
     return finished(accepted)
+
+
+def require_small(envelope: message_pb2.Envelope) -> None:
+    """Raises MeshError INVALID_ARGUMENT (PAYLOAD_TOO_LARGE) for more than a message may have."""
+    if envelope.ByteSize() > MOST_ENVELOPE_BYTES:
+        raise invalid_argument(
+            "envelope.payload",
+            f"the message has {envelope.ByteSize()} bytes, {MOST_ENVELOPE_BYTES} are the most;"
+            " upload a bundle and send its name",
+            reason="PAYLOAD_TOO_LARGE",
+        )
 
 
 def finished(envelope: message_pb2.Envelope) -> message_pb2.Envelope:

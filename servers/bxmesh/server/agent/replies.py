@@ -10,7 +10,7 @@ from google.protobuf import any_pb2
 from bxmesh.agent.v1 import message_pb2
 from bxmesh.server.agent.deliveries import envelope_of
 from bxmesh.server.agent.mesh import AgentMesh
-from bxmesh.server.agent.posting import finished, post
+from bxmesh.server.agent.posting import finished, post, require_small
 from bxmesh.server.errors import MeshError
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.entries import HeldEntry
@@ -38,6 +38,7 @@ async def reply_to_delivery(
     reply.conversation_id = reply.conversation_id or request.conversation_id
     reply.message_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"reply:{held.item.item_id}"))
     reply = finished(reply)
+    require_small(reply)
     if held.item.reply_to:
         packed = any_pb2.Any()
         packed.Pack(reply)
