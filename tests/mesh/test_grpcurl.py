@@ -84,7 +84,7 @@ async def test_later_methods_say_so(shared_mesh: EmbeddedMesh) -> None:
         "-H",
         key(shared_mesh),
         *address(shared_mesh),
-        "bxmesh.agent.v1.AgentService/ListTasks",
+        "bxmesh.geometry.v1.GeometryService/ListJobs",
     )
     assert status != 0
     assert "Unimplemented" in output
