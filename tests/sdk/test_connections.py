@@ -263,3 +263,15 @@ async def test_two_meshes_in_one_process(
         async with Recorder(agent_id).running(one) as here, Recorder(agent_id).running(other):
             await one.send(agent_id, "x")
             assert (await here.next()).type == "x"
+
+
+async def test_an_agent_without_a_mesh_says_so_and_can_be_stopped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bob = Worker()
+    async with AsyncMesh(f"unix:{tmp_path / 'nobody'}", retries=0) as nowhere:
+        running = asyncio.create_task(bob.run(nowhere))
+        await until(lambda: f"{bob.agent_id} waits for the mesh" in caplog.text)
+        assert "is `bxmesh serve` running?" in caplog.text
+        bob.stop()
+        await soon(running)

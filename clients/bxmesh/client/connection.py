@@ -69,6 +69,11 @@ def translated() -> Iterator[None]:
                 reason="CALL_CANCELLED",
                 trace_id=failure.trace_id or current_trace_id(),
             ) from error
+        if failure.reason == "UNAVAILABLE":
+            # It is gRPC's own: a server gives a reason.
+            failure.message = (
+                f"no mesh can be reached; is `bxmesh serve` running? ({failure.message})"
+            )
         failure.trace_id = failure.trace_id or current_trace_id()
         raise failure from error
 

@@ -79,12 +79,13 @@ class Lease:
         request.status = STATUSES.number(now.status)
         request.metadata.clear()
         request.metadata.update(now.metadata)
-        backoff = Backoff(self._connection.timeouts.reconnect)
+        backoff = Backoff(self._connection.timeouts.reconnect, request.agent_id)
         while True:
             try:
                 response = await self._connection.unary(
                     self._connection.registry.RegisterAgent, request
                 )
+                backoff.reset()
                 break
             except Unavailable as error:
                 await backoff.wait(error)
@@ -118,7 +119,7 @@ class Lease:
             and registered > self._registered
         ):
             raise FailedPrecondition(
-                f"another process has registered as {request.agent_id}",
+                f"another process has registered as {request.agent_id}; give one of them another name",
                 code=grpc.StatusCode.FAILED_PRECONDITION,
                 reason="AGENT_REPLACED",
                 metadata={"agent_id": request.agent_id},

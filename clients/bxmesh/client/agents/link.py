@@ -65,7 +65,7 @@ class Link:
 
     async def run(self) -> None:
         """Keeps the agent attached until it has drained. Raises what no repetition cures."""
-        backoff = Backoff()
+        backoff = Backoff(who=self._agent_id)
         while not self._draining or self._inbox.held:
             lease_id = self._lease.lease_id
             try:

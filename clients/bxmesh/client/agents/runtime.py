@@ -85,7 +85,8 @@ class Runtime:
 
     async def run(self) -> None:
         """Registers the agent and lets it work until it is stopped."""
-        await self._lease.register()
+        if not await self._registered():
+            return
         heart = asyncio.create_task(self._lease.keep())
         try:
             if self._state is not None:
@@ -98,6 +99,19 @@ class Runtime:
         finally:
             await _end(heart)
             await self._lease.give_up("the agent has stopped")
+
+    async def _registered(self) -> bool:
+        """Registers the agent, unless it is stopped before a mesh is there."""
+        registering = asyncio.create_task(self._lease.register())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((registering, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if registering.done():
+                registering.result()
+            return registering.done()
+        finally:
+            await _end(stopping)
+            await _end(registering)
 
     async def _work(self, heart: asyncio.Task[None]) -> None:
         link = asyncio.create_task(self._link.run())

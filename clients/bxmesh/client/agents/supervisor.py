@@ -72,7 +72,7 @@ class Supervisor:
         `wait_for_agent` is false.
         """
         request_id = uuid4().hex
-        backoff = Backoff(self._mesh._connection.timeouts.reconnect)
+        backoff = Backoff(self._mesh._connection.timeouts.reconnect, f"a task {task_type}")
         while True:
             try:
                 task = await self._mesh.assign_task(
@@ -182,6 +182,7 @@ class Supervisor:
         """Does one task for each of many parameters and returns the results in their order.
 
         At most `concurrency` tasks are assigned at a time; parameters are taken as they are needed.
+        Tasks that nobody can do yet wait for an agent, unless `wait_for_agent` is false.
         Failures are raised or collected as in `gather`. Whatever ends it early, also a cancellation,
         cancels the tasks that have not ended.
         """

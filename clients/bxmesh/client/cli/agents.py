@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from bxmesh.client.cli.tables import facts, show
 from bxmesh.client.cli.values import as_json, moment, print_json
 from bxmesh.client.errors import NotFound
 
-__all__ = ["agents"]
+__all__ = ["agents", "show_agents"]
 
 _capability = click.option(
     "--capability", "capabilities", multiple=True, help="Offers this; repeatable."
@@ -44,6 +45,11 @@ def list_agents(where: Where, as_json: bool, **which: Any) -> None:
     if as_json:
         print_json(found)
         return
+    show_agents(found)
+
+
+def show_agents(found: Iterable[AgentInfo]) -> None:
+    """Writes agents as a table to stdout."""
     show(
         ("agent", "type", "status", "load", "tasks", "capabilities"),
         [

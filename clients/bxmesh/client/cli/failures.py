@@ -35,7 +35,9 @@ _REMEDIES: dict[type[BxmeshError], str] = {
 
 
 _REMEDIES_BY_REASON = {
-    "AGENT_NOT_FOUND": "`bxmesh agents list` shows who is there.",
+    "AGENT_NOT_FOUND": "`bxmesh agents list` shows who is there; --hold keeps a message for it.",
+    "UNHANDLED": "Correct --type, or give the agent a handler for it.",
+    "PAYLOAD_MISMATCH": "Correct the payload.",
     "TASK_NOT_FOUND": "It may have been forgotten; `bxmesh tasks list` shows what is there.",
     "QUEUE_NOT_FOUND": "`bxmesh streams info` shows what is there.",
     "CAPABILITY_MISSING": "Start an agent that offers it, or let the task wait: --wait-for-agent.",

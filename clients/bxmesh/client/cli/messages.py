@@ -11,7 +11,7 @@ import click
 
 from bxmesh.client.agents.messages import Message
 from bxmesh.client.cli.connecting import Where, connecting, tracing
-from bxmesh.client.cli.values import CONTENT, MOMENT, as_json, plain, print_json
+from bxmesh.client.cli.values import CONTENT, MOMENT, as_json, counted, plain, print_json
 from bxmesh.client.sync import Mesh
 
 __all__ = ["messages", "priority"]
@@ -66,8 +66,8 @@ def send(
 ) -> None:
     """Send a message with PAYLOAD to an agent, or to all that fit.
 
-    PAYLOAD is JSON, @FILE for a file that holds it, or - for stdin. Exit code 1 when it reaches
-    nobody for sure.
+    PAYLOAD is JSON, @FILE for a file that holds it, or - for stdin. Exit code 1 when it
+    reaches nobody, or a mailbox is full.
     """
     many = bool(capabilities or agent_type)
     if many == bool(recipient):
@@ -108,7 +108,8 @@ def _send(
     if as_json:
         print_json(receipt)
     elif direct:
-        click.echo(f"{receipt.message_id} reached {receipt.receivers} connections of {recipient}")
+        reached = counted(receipt.receivers, "connection")
+        click.echo(f"{receipt.message_id} reached {reached} of {recipient}")
     elif receipt.held:
         click.echo(f"{receipt.message_id} is held until {recipient} comes")
     else:
@@ -121,10 +122,10 @@ def _broadcast(mesh: Mesh, message_type: str, payload: Any, as_json: bool, **opt
     if as_json:
         print_json(receipt)
     else:
-        click.echo(f"{receipt.message_id} went to {receipt.recipients} agents")
+        click.echo(f"{receipt.message_id} went to {counted(receipt.recipients, 'agent')}")
         for agent_id in receipt.refused:
             click.echo(f"the mailbox of {agent_id} is full; it does not get it", err=True)
-    return not receipt.refused
+    return bool(receipt.recipients) and not receipt.refused
 
 
 def _print_reply(reply: Message, as_json: bool) -> None:
@@ -171,6 +172,6 @@ def replay(
     if as_json:
         print_json({"replayed": found.replayed, "next_entry_id": found.next_entry_id})
         return
-    click.echo(f"{found.replayed} messages are delivered to {agent_id} again")
+    click.echo(f"{counted(found.replayed, 'message')} delivered to {agent_id} again")
     if found.next_entry_id:
         click.echo(f"there are more: --from-entry {found.next_entry_id}")

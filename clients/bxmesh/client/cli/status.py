@@ -9,6 +9,7 @@ from datetime import datetime
 
 import click
 
+from bxmesh.client.cli.agents import show_agents
 from bxmesh.client.cli.connecting import Where, connecting, tracing
 from bxmesh.client.cli.tables import show
 
@@ -30,19 +31,6 @@ def status(where: Where, as_json: bool) -> None:
         rows = [(name, state.replace("_", " ")) for name, state in health.items() if name]
         show(("service or dependency", "health"), rows)
         click.echo()
-        show(
-            ("agent", "type", "status", "load", "tasks", "capabilities"),
-            [
-                (
-                    agent.agent_id,
-                    agent.agent_type,
-                    agent.status,
-                    f"{agent.current_load:.0%}",
-                    f"{agent.active_tasks}/{agent.max_concurrent_tasks}",
-                    ", ".join(agent.capabilities),
-                )
-                for agent in agents
-            ],
-        )
+        show_agents(agents)
     if health.get("") != "serving":
         sys.exit(1)

@@ -12,17 +12,47 @@ from rich.table import Table
 __all__ = ["facts", "show"]
 
 _WIDTH_OF_A_FILE = 240
+_LEAST_WIDTH_OF_THE_LAST = 24
+_GAP = 2
 
 
 def show(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Writes a table to stdout, cut to the terminal's width, whole into anything else."""
+    """Writes a table to stdout, whole into anything but a terminal.
+
+    Only the last column is folded. On a terminal that is too narrow for the others each row becomes
+    a paragraph; so names are whole, and can be copied.
+    """
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_WIDTH_OF_A_FILE)
-    table = Table(*header, box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for row in rows:
+    cells = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    last = min(widths[-1], _LEAST_WIDTH_OF_THE_LAST)
+    if cells and sum(widths[:-1]) + last + _GAP * len(widths) > console.width:
+        for row in cells:
+            _paragraph(console, header, row)
+        return
+    table = Table(box=None, padding=(0, _GAP, 0, 0), header_style="bold")
+    for name in header[:-1]:
+        table.add_column(name, no_wrap=True)
+    table.add_column(header[-1], overflow="fold")
+    for row in cells:
         table.add_row(*map(escape, row))
     console.print(table)
+
+
+def _paragraph(console: Console, header: Sequence[str], row: Sequence[str]) -> None:
+    console.print(row[0], style="bold", markup=False, soft_wrap=True)
+    line = ""
+    for name, value in zip(header[1:], row[1:], strict=True):
+        if not value:
+            continue
+        fact = f"  {name} {value}"
+        if line and len(line) + len(fact) > console.width:
+            console.print(line, markup=False, soft_wrap=True)
+            line = ""
+        line += fact
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> None:

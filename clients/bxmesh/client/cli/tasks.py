@@ -87,8 +87,8 @@ def submit(
     elif wait:
         _print_end(task)
     else:
-        has_it = f" {task.agent_id} has it" if task.agent_id else " it waits for an agent"
-        click.echo(f"{task.task_id}{has_it}")
+        where_it_is = f"is with {task.agent_id}" if task.agent_id else "waits for an agent"
+        click.echo(f"{task.task_id} {where_it_is}")
     if wait and task.state != "completed":
         sys.exit(1)
 

@@ -22,7 +22,18 @@ from bxmesh.client.agents.payloads import PayloadMismatch, decode
 from bxmesh.client.agents.tasks import Task
 from bxmesh.client.errors import BxmeshError
 
-__all__ = ["CONTENT", "LABEL", "MOMENT", "age", "as_json", "moment", "plain", "print_json", "shown"]
+__all__ = [
+    "CONTENT",
+    "LABEL",
+    "MOMENT",
+    "age",
+    "as_json",
+    "counted",
+    "moment",
+    "plain",
+    "print_json",
+    "shown",
+]
 
 _MOST_SHOWN = 60
 _AGO = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
@@ -100,8 +111,12 @@ def plain(value: Any) -> Any:
                 "result": _payload(value.message.result),
             }
         case Message():
-            return plain(json_format.MessageToDict(_without_payload(value))) | {
-                "payload": _payload(value.envelope.payload)
+            envelope = json_format.MessageToDict(
+                _without_payload(value), preserving_proto_field_name=True
+            )
+            return plain(envelope) | {
+                "priority": value.priority,
+                "payload": _payload(value.envelope.payload),
             }
         case DeadLetter():
             kinds = {Message: "message", Task: "task", bytes: "unreadable"}
@@ -168,6 +183,11 @@ def shown(value: Any) -> str:
 def moment(time: datetime | None) -> str:
     """Returns a time for people and programs; empty for none."""
     return "" if time is None else time.isoformat(timespec="seconds")
+
+
+def counted(number: int, thing: str) -> str:
+    """Returns a number of things for people."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def age(seconds: float) -> str:

@@ -26,7 +26,7 @@ async def watch(
     when that is not kept any more. Raises Unavailable when the mesh stays away for longer than
     `Timeouts.reconnect`.
     """
-    backoff = Backoff(connection.timeouts.reconnect)
+    backoff = Backoff(connection.timeouts.reconnect, "a watch")
     while True:
         call: Any = method(request, metadata=connection.metadata)
         responses = aiter(call)
