@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from bxmesh.server.streams.queue import entry_of
 from bxmesh.work.v1 import work_pb2
 from tests.agent.mesh import ALICE, Mesh, envelope, refused
 from tests.processes import until
+from tests.registry.mesh import ADMIN, BOB
 
 ROOT = "bxmesh:{work:agents}"
 
@@ -244,9 +247,13 @@ async def test_what_a_killed_server_left_behind_goes(mesh: Mesh) -> None:
     mailboxes = mesh.service.mesh.mailboxes
     await mailboxes.attach("bob", "c", "lease", "bxmesh:servers:killed")
     await mailboxes.take("bob", "c", 1, "bxmesh:servers:killed")
-    await mailboxes.maintenance.tidy()
+
+    async def is_forgotten() -> bool:
+        await mailboxes.maintenance.tidy()
+        return not await mesh.redis.exists(f"{ROOT}:mailboxes")
+
+    await until(is_forgotten)
     assert not await mesh.redis.keys(f"{ROOT}:*bob*")
-    assert not await mesh.redis.exists(f"{ROOT}:mailboxes")
 
 
 async def test_whoever_waits_is_reached_though_redis_has_lost_it(mesh: Mesh) -> None:
@@ -255,3 +262,105 @@ async def test_whoever_waits_is_reached_though_redis_has_lost_it(mesh: Mesh) -> 
         await mesh.send(recipient="bob")
         await bob.delivery()
         await until(lambda: _is_reached(mesh, "bob"))
+
+
+async def test_connections_that_are_gone_leave_nothing_for_good(mesh: Mesh) -> None:
+    lease = await mesh.register("bob")
+    for _ in range(20):
+        await mesh.send(recipient="bob")
+        async with mesh.connected("bob", lease_id=lease) as bob:
+            await bob.delivery()
+        await until(lambda: not mesh.service.mesh.connections.staying("bob"))
+        await mesh.service.mesh.connections.all_gone(5)
+    stream = f"{ROOT}:inbox:bob:2"
+    # What they hold goes back when its lease ends, and somebody else takes it.
+    async with mesh.connected("bob", lease_id=lease, initial_credit=99) as bob:
+        for delivery in [await bob.delivery() for _ in range(20)]:
+            await bob.answer(delivery)
+    await mesh.service.mesh.connections.all_gone(5)
+    async with mesh.connected("bob", lease_id=lease):
+        assert await mesh.redis.hlen(f"{ROOT}:connections:bob") == 1
+        assert len(await mesh.redis.xinfo_consumers(stream, "workers")) <= 1
+
+
+def _longer(things: list[Any], number: int) -> bool:
+    return len(things) > number
+
+
+async def test_what_is_held_is_bounded_in_bytes(mesh: Mesh, monkeypatch: Any) -> None:
+    monkeypatch.setattr("bxmesh.server.agent.connection._MOST_HELD_BYTES", 1 << 20)
+    payload, got = '"' + "x" * 100_000 + '"', list[Any]()
+    async with mesh.connected("bob", initial_credit=10_000) as bob:
+        (connection,) = mesh.service.mesh.connections.of("bob")
+
+        async def read() -> None:
+            while len(got) < 200:
+                response = await bob.hear()
+                if response.HasField("delivery"):
+                    got.append(response.delivery)
+
+        reading = asyncio.create_task(read())
+        for _ in range(10):
+            await asyncio.gather(*(mesh.send(recipient="bob", json=payload) for _ in range(20)))
+        await until(lambda: len(got) >= 10)
+        await asyncio.sleep(0.5)
+        # What it may hold, and at most one page.
+        assert len(connection._held) <= 11 + 64
+        answered = 0
+        while answered < 200:
+            await until(partial(_longer, got, answered))
+            answer = delivery_pb2.Answer(
+                delivery_id=got[answered].delivery_id, verdict=delivery_pb2.VERDICT_ACK
+            )
+            await bob.say(answer=answer)
+            answered += 1
+        await reading
+
+
+async def test_an_agent_has_only_so_many_connections(mesh: Mesh) -> None:
+    lease = await mesh.register("bob")
+    async with AsyncExitStack() as stack:
+        for _ in range(128):
+            await stack.enter_async_context(mesh.connected("bob", lease_id=lease))
+        with refused("RESOURCE_EXHAUSTED", "TOO_MANY_CONNECTIONS"):
+            await stack.enter_async_context(mesh.connected("bob", lease_id=lease))
+
+
+async def test_tasks_go_on_after_redis_held_nonsense(mesh: Mesh) -> None:
+    spec = task_pb2.TaskSpec(task_type="test.task", required_capabilities=["testing"])
+    request = task_pb2.AssignTaskRequest(spec=spec, wait_for_agent=True)
+    await mesh.redis.hset(f"{ROOT}:task-load", b"\xff\xfe", b"\xff")
+    task = (await mesh.stub.AssignTask(request, metadata=ALICE)).task
+    await asyncio.sleep(0.3)
+    await mesh.redis.delete(f"{ROOT}:task-load")
+    lease = await mesh.register("bob", "testing")
+    async with mesh.connected("bob", lease_id=lease) as bob:
+        assert (await bob.delivery()).task.task_id == task.task_id
+
+
+@pytest.mark.parametrize("seconds", [1 << 62, -(1 << 62)])
+async def test_times_that_are_none(mesh: Mesh, seconds: int) -> None:
+    request = task_pb2.ListTasksRequest()
+    request.start_time.seconds, request.end_time.seconds = -seconds, seconds
+    request.end_time.nanos = -1
+    await mesh.stub.ListTasks(request, metadata=ALICE)
+
+
+async def test_only_its_owner_has_an_agent_handle_messages_again(mesh: Mesh) -> None:
+    request = queue_pb2.ReplayMessagesRequest(agent_id="bob", start_entry_id="0-0")
+    async with mesh.connected("bob") as bob:
+        await mesh.send(recipient="bob")
+        await bob.answer(await bob.delivery())
+        with refused("PERMISSION_DENIED", "PERMISSION_DENIED"):
+            await mesh.stub.ReplayMessages(request, metadata=BOB)
+        for metadata in (ALICE, ADMIN):
+            answer = await mesh.stub.ReplayMessages(request, metadata=metadata)
+            assert answer.replayed == 1
+
+
+async def test_mailboxes_are_forgotten_faster_than_agents_come_and_go(mesh: Mesh) -> None:
+    await mesh.redis.sadd(f"{ROOT}:mailboxes", *(f"agent-{number}" for number in range(3000)))
+    maintenance = mesh.service.mesh.mailboxes.maintenance
+    for _ in range(2):
+        await maintenance.tidy()
+    assert await mesh.redis.scard(f"{ROOT}:mailboxes") == 0

@@ -370,8 +370,8 @@ async def test_mailboxes_that_nobody_uses_are_forgotten(mesh: Mesh) -> None:
 
 async def test_there_are_only_so_many_mailboxes(mesh: Mesh) -> None:
     # Some of them may be found to be unused meanwhile.
-    names = map(str, range(101_000))
+    names = map(str, range(120_000))
     await mesh.redis.sadd("bxmesh:{work:agents}:mailboxes", *names)
     with refused("RESOURCE_EXHAUSTED", "TOO_MANY_MAILBOXES"):
         await mesh.send(recipient="one-more", hold_for_recipient=True)
-    await mesh.send(recipient="100999", hold_for_recipient=True)
+    await mesh.send(recipient="119999", hold_for_recipient=True)

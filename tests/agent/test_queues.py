@@ -347,7 +347,7 @@ async def test_only_the_mailboxes_of_a_page_are_looked_at(mesh: Mesh, redis: Red
     pipeline = redis.pipeline(transaction=False)
     pipeline.sadd("bxmesh:{work:agents}:mailboxes", *names)
     for name in names:
-        pipeline.sadd(f"bxmesh:{{work:agents}}:attached:{name}", "a server")
+        pipeline.sadd(f"bxmesh:{{work:agents}}:attached:{name}", mesh.service.mesh.bells.channel)
     await pipeline.execute()
     before: Any = await redis.info("commandstats")
     page = await stats(mesh, page_size=10)

@@ -17,6 +17,7 @@ from bxmesh.server.errors import (
     failed_precondition,
     invalid_argument,
     permission_denied,
+    resource_exhausted,
 )
 from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.streams.connection import redis_errors
@@ -24,6 +25,8 @@ from bxmesh.server.streams.connection import redis_errors
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _HELLO_SECONDS = 30.0
+# All of them look when something arrives.
+_MOST_CONNECTIONS = 128
 
 
 class ConnectRpc:
@@ -40,6 +43,13 @@ class ConnectRpc:
             requests = aiter(request_iterator)
             hello = await _hello(requests)
             agent = await self._agent(hello)
+            if len(self._mesh.connections.staying(agent.agent_id)) >= _MOST_CONNECTIONS:
+                raise resource_exhausted(
+                    f"{agent.agent_id} has {_MOST_CONNECTIONS} connections to this server already.",
+                    retry_after=5.0,
+                    reason="TOO_MANY_CONNECTIONS",
+                    subject=f"agent:{agent.agent_id}",
+                )
             await Connection(self._mesh, agent, hello, context.write).run(requests)
 
     async def _agent(self, hello: pb.Hello) -> Agent:

@@ -51,6 +51,8 @@ Send = Callable[[_Response], Awaitable[None]]
 
 _MOST_TAKEN = 64
 _MOST_CREDIT = 10_000
+# Whoever holds more gets nothing further before it has answered some.
+_MOST_HELD_BYTES = 64 << 20
 _MOST_DIRECT = 256
 _MOST_DIRECT_BYTES = 8 << 20
 _PAUSE_SECONDS = 0.5
@@ -83,6 +85,7 @@ class Connection:
         self._moved = asyncio.Event()
         self._draining = False
         self._held: dict[str, HeldEntry] = {}
+        self._held_bytes = 0
         self._direct: asyncio.Queue[delivery_pb2.Delivery] = asyncio.Queue(_MOST_DIRECT)
         self._direct_bytes = 0
         self._settling: set[asyncio.Task[None]] = set()
@@ -98,8 +101,20 @@ class Connection:
 
     @property
     def takes(self) -> bool:
-        """Whether it has credit for a delivery."""
-        return self._credit > 0
+        """Whether it has credit for a delivery, and holds no more than it may."""
+        return self._credit > 0 and self._held_bytes < _MOST_HELD_BYTES
+
+    def _hold(self, held: HeldEntry) -> None:
+        self._release(delivery_id(held))
+        self._held[delivery_id(held)] = held
+        self._held_bytes += len(held.data)
+
+    def _release(self, name: str) -> HeldEntry | None:
+        held = self._held.pop(name, None)
+        if held is not None:
+            self._held_bytes -= len(held.data)
+            self._moved.set()
+        return held
 
     def end(self, error: MeshError) -> None:
         """Ends the stream with an error."""
@@ -140,7 +155,7 @@ class Connection:
         again = []
         for each in held:
             if delivery_id(each) in self._said_held:
-                self._held[delivery_id(each)] = each
+                self._hold(each)
             else:
                 again.append(each)
         return again
@@ -184,7 +199,7 @@ class Connection:
             await self.deliver(held)
         async with self._mesh.bells.watch(topic(self.agent_id)) as bell:
             while not (self._draining and not self._held):
-                if self._credit <= 0 or self._draining:
+                if not self.takes or self._draining:
                     self._moved.clear()
                     await self._moved.wait()
                     continue
@@ -226,7 +241,7 @@ class Connection:
         self._in_background(self._hand(held, envelope))
 
     async def _hand(self, held: HeldEntry, content: message_pb2.Envelope | task_pb2.Task) -> None:
-        self._held[delivery_id(held)] = held
+        self._hold(held)
         if held.attempt > 1:
             with suppress(MeshError):
                 await self._mailboxes.count(self.agent_id, "redelivered")
@@ -345,11 +360,10 @@ class Connection:
                 return
 
     async def _withdraw(self, name: str, reason: status_pb2.Status | None) -> None:
-        held = self._held.pop(name, None)
+        held = self._release(name)
         if held is None:
             return
         await self._settlement.finish(held, "cancelled", None, cancelled())
-        self._moved.set()
         await self._send(
             _Response(
                 cancel=delivery_pb2.CancelDelivery(
@@ -393,8 +407,7 @@ class Connection:
         # It stays among the held until it is settled, so that a drain waits for it.
         held = self._held.get(name)
         counted = held is not None and not held.over and await self._settle_held(held, answer)
-        self._held.pop(name, None)
-        self._moved.set()
+        self._release(name)
         status = status_pb2.Status() if counted else lease_lost(name).to_status()
         await self._send(_Response(settled=delivery_pb2.Settled(delivery_id=name, status=status)))
 
@@ -447,7 +460,7 @@ class Connection:
         for name in names:
             settled = delivery_pb2.Settled(delivery_id=name)
             if name not in held or held[name].item.item_id in lost:
-                self._held.pop(name, None)
+                self._release(name)
                 settled.status.CopyFrom(lease_lost(name).to_status())
             else:
                 settled.status.SetInParent()

@@ -41,6 +41,11 @@ async def watch_leases(mesh: AgentMesh) -> None:
             _log.info("leases of connected agents are not watched: %s", error)
             known = False
             await asyncio.sleep(_PAUSE_SECONDS)
+        except Exception:
+            # What Redis holds may be anything.
+            _log.exception("leases of connected agents are not watched")
+            known = False
+            await asyncio.sleep(_PAUSE_SECONDS)
 
 
 async def _check_all(mesh: AgentMesh) -> None:

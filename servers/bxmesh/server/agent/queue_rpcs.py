@@ -13,6 +13,9 @@ from bxmesh.server.agent.letter_pages import list_letters
 from bxmesh.server.agent.mesh import AgentMesh, caller
 from bxmesh.server.agent.mutations import Mutation
 from bxmesh.server.agent.queue_figures import queue_stats, require_mailbox
+from bxmesh.server.errors import permission_denied
+from bxmesh.server.interceptors import current_identity
+from bxmesh.server.security.identities import EVERYTHING
 from bxmesh.server.streams import WorkQueue
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -48,6 +51,12 @@ class QueueRpcs:
     ) -> pb.ReplayMessagesResponse:
         """Delivers what an agent has handled again."""
         await require_mailbox(self._mesh, request.agent_id)
+        agent, identity = await self._mesh.directory.find(request.agent_id), current_identity()
+        theirs = agent is None or agent.identity == identity.id
+        if not theirs and EVERYTHING not in identity.permissions:
+            raise permission_denied(
+                f"{request.agent_id} belongs to another identity.", agent_id=request.agent_id
+            )
         mutation = self._mutation("ReplayMessages", request.request_id)
         return await replay_messages(self._mesh.mailboxes, request, mutation)
 

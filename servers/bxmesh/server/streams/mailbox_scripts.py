@@ -65,7 +65,9 @@ for i = 1, inboxes do read(i, most - count) end
 if count < most then
   redis.call('SADD', KEYS[1], ARGV[4])
   -- Whoever waits is attached, whatever Redis has lost since.
-  redis.call('SADD', string.gsub(KEYS[3], ':figures:', ':attached:', 1), ARGV[4])
+  local root, agent = string.match(KEYS[3], '^(.+):figures:(.+)$')
+  redis.call('SADD', root .. ':attached:' .. agent, ARGV[4])
+  redis.call('SADD', root .. ':mailboxes', agent)
 end
 local now = now()
 for _, page in ipairs(taken) do
@@ -123,21 +125,32 @@ for name, lease in pairs((function()
   for i = 1, #all, 2 do pairs_[all[i]] = all[i + 1] end
   return pairs_
 end)()) do
-  if lease ~= ARGV[3] then others[name] = true end
+  -- Connections that are gone hold something at first; that comes to an end.
+  local gone = string.sub(lease, 1, 5) == 'gone:'
+  if name ~= ARGV[2] and (gone or lease ~= ARGV[3]) then
+    others[name] = lease ~= ARGV[3] and lease ~= 'gone:' .. ARGV[3]
+  end
 end
+local holding = {}
 for i = 3, #KEYS do
   if redis.call('EXISTS', KEYS[i]) == 1 then
-    for name, _ in pairs(others) do
-      for _, row in ipairs(redis.call('XPENDING', KEYS[i], ARGV[1], '-', '+', 1000, name)) do
-        move(KEYS[i], KEYS[i], row[1], row[4])
+    for name, replaced in pairs(others) do
+      if replaced then
+        for _, row in ipairs(redis.call('XPENDING', KEYS[i], ARGV[1], '-', '+', 10000, name)) do
+          move(KEYS[i], KEYS[i], row[1], row[4])
+        end
       end
       if #redis.call('XPENDING', KEYS[i], ARGV[1], '-', '+', 1, name) == 0 then
         redis.call('XGROUP', 'DELCONSUMER', KEYS[i], ARGV[1], name)
+      else
+        holding[name] = true
       end
     end
   end
 end
-for name, _ in pairs(others) do redis.call('HDEL', KEYS[1], name) end
+for name, _ in pairs(others) do
+  if not holding[name] then redis.call('HDEL', KEYS[1], name) end
+end
 """
 )
 
@@ -157,7 +170,12 @@ for i = 3, #KEYS do
     end
   end
 end
-if not holds then redis.call('HDEL', KEYS[1], ARGV[2]) end
+local lease = redis.call('HGET', KEYS[1], ARGV[2])
+if not holds then
+  redis.call('HDEL', KEYS[1], ARGV[2])
+elseif lease and string.sub(lease, 1, 5) ~= 'gone:' then
+  redis.call('HSET', KEYS[1], ARGV[2], 'gone:' .. lease)
+end
 """
 )
 

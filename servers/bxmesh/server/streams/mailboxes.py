@@ -37,6 +37,7 @@ REPLAYED = "replayed:"
 LOW, MEDIUM, HIGH, CRITICAL = 1, 2, 3, 4
 
 _PAGE = 200
+_MOST_PAGES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,9 +295,12 @@ class MailboxMaintenance(Maintenance):
         keys = self._queue.keys
         oldest = int((time.time() - self._queue.options.dead_letter_lifetime) * 1000)
         await self._queue.redis.xtrim(keys.dead, minid=max(0, oldest))
-        self._cursor = await self._queue.scripts.call(
-            scripts.FORGET_MAILBOXES, [keys.mailboxes], [keys.root, self._cursor, _PAGE]
-        )
+        for _ in range(_MOST_PAGES):
+            self._cursor = await self._queue.scripts.call(
+                scripts.FORGET_MAILBOXES, [keys.mailboxes], [keys.root, self._cursor, _PAGE]
+            )
+            if self._cursor == b"0":
+                break
 
 
 def topic(agent_id: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from bxmesh.agent.v1 import task_pb2 as pb
 from bxmesh.server.errors import invalid_argument
 from bxmesh.server.tasks.store import TaskStore
@@ -26,9 +28,9 @@ async def list_tasks(
     INVALID_ARGUMENT for a token that is none, or of other filters.
     """
     before = _start(request)
-    not_before = request.start_time.ToMicroseconds() if request.HasField("start_time") else 0
+    not_before = _microseconds(request.start_time) if request.HasField("start_time") else 0
     if request.HasField("end_time"):
-        end = max(1, request.end_time.ToMicroseconds())
+        end = max(1, _microseconds(request.end_time))
         before = min(before, end) if before else end
     wanted = json.dumps(
         {
@@ -68,6 +70,11 @@ async def list_tasks(
     return response
 
 
+def _microseconds(time: Timestamp) -> int:
+    # Any numbers may be in it; those of no time at all are before or after all tasks.
+    return time.seconds * 1_000_000 + time.nanos // 1000
+
+
 def _start(request: pb.ListTasksRequest) -> int:
     if not request.page_token:
         return 0
@@ -92,7 +99,7 @@ def _digest(request: pb.ListTasksRequest) -> str:
         request.agent_id,
         request.parent_task_id,
         sorted(request.labels.items()),
-        request.start_time.ToNanoseconds(),
-        request.end_time.ToNanoseconds(),
+        _microseconds(request.start_time),
+        _microseconds(request.end_time),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

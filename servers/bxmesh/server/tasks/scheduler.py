@@ -20,9 +20,11 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_WAIT_SECONDS = 1.0
 _PAUSE_SECONDS = 0.2
+_FAULT_SECONDS = 1.0
 _MOST_AT_ONCE = 256
 MOST_UNMET = 64
 _MOST_DEMANDS = 512
+_MOST_LOOKED_AT = 2048
 
 
 class Scheduler:
@@ -53,6 +55,11 @@ class Scheduler:
                     _log.info("tasks wait: %s", error.message)
                     more = False
                     await asyncio.sleep(_PAUSE_SECONDS)
+                except Exception:
+                    # What Redis holds may be anything; others' tasks wait until it is mended.
+                    _log.exception("tasks wait")
+                    more = False
+                    await asyncio.sleep(_FAULT_SECONDS)
                 if not more:
                     waiting = [
                         asyncio.ensure_future(bell.wait(_LONGEST_WAIT_SECONDS)),
@@ -84,7 +91,11 @@ class Scheduler:
             return False
         if len(counts) > _MOST_DEMANDS:
             counts = dict(random.sample(list(counts.items()), _MOST_DEMANDS))
-        waiting = await self._store.first(counts)
+        # Redis does nothing else while it reads them, so of many demands fewer tasks each.
+        share = max(1, _MOST_LOOKED_AT // len(counts))
+        waiting = await self._store.first(
+            {name: min(count, share) for name, count in counts.items()}
+        )
         chosen = []
         for task in heapq.nsmallest(_MOST_AT_ONCE, waiting, key=lambda task: task.score):
             agent = _choose(task, agents[task.demand], free)

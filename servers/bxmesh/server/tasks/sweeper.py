@@ -54,6 +54,10 @@ class Sweeper:
             except (MeshError, *REDIS_ERRORS) as error:
                 _log.info("tasks of lost agents are not looked after: %s", error)
                 await asyncio.sleep(_PAUSE_SECONDS)
+            except Exception:
+                # What Redis holds may be anything.
+                _log.exception("tasks of lost agents are not looked after")
+                await asyncio.sleep(_LONGEST_WAIT_SECONDS)
 
     async def catch_up(self) -> None:
         """Looks once who is gone."""
@@ -95,6 +99,8 @@ class Sweeper:
                 await self._trim()
             except (MeshError, *REDIS_ERRORS) as error:
                 _log.info("the time of tasks is not looked after: %s", error)
+            except Exception:
+                _log.exception("the time of tasks is not looked after")
             # Never without a pause: the clock of Redis has the last word.
             await asyncio.sleep(max(0.005, wait))
 
