@@ -74,6 +74,8 @@ def test_settings_that_are_wrong(short_dir: Path) -> None:
     (check,) = report["checks"]
     assert check["check"] == "settings"
     assert check["message"].startswith("workers: ")
+    _, report = run("--state-dir", str(short_dir), BXMESH_LISTEN="here")
+    assert report["checks"][0]["message"].startswith("listen: 'here' is neither")
 
 
 async def test_running_server_is_asked(short_dir: Path) -> None:

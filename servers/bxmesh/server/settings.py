@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bxmesh.client.endpoint import state_directory
@@ -165,3 +165,11 @@ class Settings(BaseSettings):
             raise PermissionError(
                 f"{self.run_dir} must belong to you with mode 0700, because sockets are made in it."
             )
+
+
+def complaints(error: ValidationError) -> list[str]:
+    """Returns what is wrong with settings, for people."""
+    return [
+        f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}"
+        for one in error.errors()
+    ]

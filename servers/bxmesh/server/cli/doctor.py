@@ -16,7 +16,7 @@ from rich.text import Text
 
 from bxmesh.server.doctor import Finding, Level, examine
 from bxmesh.server.doctor.findings import fail
-from bxmesh.server.settings import Settings
+from bxmesh.server.settings import Settings, complaints
 from bxmesh.server.version import VERSION
 
 __all__ = ["doctor"]
@@ -52,10 +52,7 @@ def _examine(options: dict[str, Any]) -> list[Finding]:
         settings = Settings(**options)
     except ValidationError as error:
         remedy = "Correct the option, or the environment variable BXMESH_… of that name."
-        return [
-            fail("settings", f"{'.'.join(map(str, e['loc']))}: {e['msg']}", remedy)
-            for e in error.errors()
-        ]
+        return [fail("settings", complaint, remedy) for complaint in complaints(error)]
     return examine(settings)
 
 

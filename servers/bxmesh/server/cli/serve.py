@@ -13,7 +13,7 @@ import click
 from pydantic import ValidationError
 
 from bxmesh.server.logs import configure_logging
-from bxmesh.server.settings import SERVICES, Settings
+from bxmesh.server.settings import SERVICES, Settings, complaints
 
 _EPILOG = (
     "Every option can also come from the environment: --state-dir from BXMESH_STATE_DIR, and so on. "
@@ -57,8 +57,7 @@ def serve(services: str | None, listen: str | None, with_parent: bool, **options
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise click.UsageError("\n".join(lines)) from None
+        raise click.UsageError("\n".join(complaints(error))) from None
     if listen == "unix:":
         # Without a path it is a socket in the state directory.
         settings.listen = f"unix:{settings.run_dir}/bxmesh.sock"
