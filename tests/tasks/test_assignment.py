@@ -18,7 +18,7 @@ from bxmesh.agent.v1 import task_pb2 as pb
 from bxmesh.registry.v1 import agent_pb2
 from bxmesh.registry.v1.schema_pb2 import Schema
 from bxmesh.server.agent_selection import sticky_score
-from bxmesh.server.streams.tasks import end_tasks
+from bxmesh.server.streams.ending import end_tasks
 from tests.tasks.harness import (
     ASSIGNED,
     PENDING,

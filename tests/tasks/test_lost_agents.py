@@ -12,7 +12,7 @@ from bxmesh.registry.v1.retry_policy_pb2 import RetryPolicy
 from bxmesh.server.errors import MeshError
 from bxmesh.server.streams import connect
 from bxmesh.server.streams.connection import CONNECTION_ERRORS
-from bxmesh.server.streams.tasks import end_tasks
+from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.tasks import errors
 from tests.conftest import start_valkey
 from tests.tasks.harness import (

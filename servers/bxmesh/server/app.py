@@ -38,7 +38,7 @@ from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.security.admin_key import AdminKeyAuthenticator, load_or_create
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, QueueGauges, WorkClient, WorkQueue, connect
-from bxmesh.server.streams.tasks import end_tasks
+from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.unimplemented import offer
 from bxmesh.server.worker_pool import WorkerPool
 

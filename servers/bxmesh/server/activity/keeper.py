@@ -18,8 +18,8 @@ from bxmesh.server.errors import MeshError
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import WorkQueue
 from bxmesh.server.streams.connection import REDIS_ERRORS
+from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.mailboxes import QUEUE
-from bxmesh.server.streams.tasks import end_tasks
 
 __all__ = ["recording"]
 

@@ -35,12 +35,12 @@ from bxmesh.server.errors import (
     invalid_argument,
     unavailable,
 )
+from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.entries import HeldEntry
 from bxmesh.server.streams.handling import remaining_seconds
 from bxmesh.server.streams.mailboxes import MESSAGE, TASK, topic
 from bxmesh.server.streams.queue import cancelled
 from bxmesh.server.streams.settlement import worker_lost
-from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.work.v1 import work_pb2
 
 _log = logging.getLogger(__name__)

@@ -24,8 +24,8 @@ from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import WorkClient, WorkQueue
 from bxmesh.server.streams.bells import Bells
+from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.mailboxes import Mailboxes
-from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.server.tasks import Tasks
 
 __all__ = ["AgentService", "agent_service"]

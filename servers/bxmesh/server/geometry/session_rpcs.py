@@ -26,7 +26,7 @@ from bxmesh.server.errors import (
 from bxmesh.server.geometry import frames
 from bxmesh.server.geometry.agent.capabilities import OPEN_SESSION
 from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
-from bxmesh.server.streams.tasks import end_tasks
+from bxmesh.server.streams.ending import end_tasks
 
 _Request = gradients_pb2.StreamGradientsRequest
 _Response = gradients_pb2.StreamGradientsResponse

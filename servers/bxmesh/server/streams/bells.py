@@ -18,10 +18,10 @@ from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
 
 from bxmesh.server.streams.batching import ScriptBatcher
+from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.keys import QueueKeys, server_channel
 from bxmesh.server.streams.listening import listen
 from bxmesh.server.streams.mailbox_scripts import WANT
-from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.work.v1 import work_pb2
 
 _log = logging.getLogger(__name__)

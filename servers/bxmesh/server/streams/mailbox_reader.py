@@ -10,12 +10,12 @@ from functools import partial
 
 from bxmesh.server.errors import MeshError, deadline_exceeded, internal
 from bxmesh.server.streams.bells import Bells
+from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.entries import HeldEntry
 from bxmesh.server.streams.handling import remaining_seconds
 from bxmesh.server.streams.mailboxes import Mailboxes, topic
 from bxmesh.server.streams.queue import cancelled
 from bxmesh.server.streams.settlement import worker_lost
-from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.work.v1 import work_pb2
 
 _log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from opentelemetry.metrics import CallbackOptions, Observation
 
 from bxmesh.server import telemetry
 from bxmesh.server.errors import MeshError
+from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.queue import QueueStats, WorkQueue
-from bxmesh.server.streams.tasks import end_tasks
 
 _QUEUE = "messaging.destination.name"
 

@@ -15,10 +15,10 @@ from google.protobuf.message import DecodeError, Message
 from redis.asyncio import Redis
 
 from bxmesh.server.errors import MeshError, deadline_exceeded
+from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.keys import reply_channel
 from bxmesh.server.streams.listening import listen
 from bxmesh.server.streams.queue import Ticket, WorkQueue
-from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.work.v1 import work_pb2
 
 _log = logging.getLogger(__name__)

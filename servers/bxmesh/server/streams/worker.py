@@ -20,6 +20,7 @@ from redis.exceptions import ResponseError
 from bxmesh.server import telemetry
 from bxmesh.server.errors import MeshError, deadline_exceeded
 from bxmesh.server.streams.connection import CONNECTION_ERRORS, REDIS_ERRORS
+from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.entries import HeldEntry, read_entry
 from bxmesh.server.streams.handling import Handler, WorkContext, handle, remaining_seconds
 from bxmesh.server.streams.keys import GROUP
@@ -29,7 +30,6 @@ from bxmesh.server.streams.metrics import WorkerCounters, WorkerMetrics
 from bxmesh.server.streams.queue import QueueOptions, WorkQueue, cancelled, messaging_attributes
 from bxmesh.server.streams.scripts import RENEW
 from bxmesh.server.streams.settlement import Settlement, worker_lost
-from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.work.v1 import work_pb2
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from bxmesh.server.errors import MeshError, failed_precondition, invalid_argumen
 from bxmesh.server.live_agents import LiveAgents, no_such_agent
 from bxmesh.server.streams.bells import Bells
 from bxmesh.server.streams.connection import redis_errors
-from bxmesh.server.streams.tasks import end_tasks
+from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.tasks import errors
 from bxmesh.server.tasks.demand import Demand, candidate, in_order
 from bxmesh.server.tasks.options import TaskOptions

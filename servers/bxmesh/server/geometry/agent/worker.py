@@ -29,9 +29,9 @@ from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, Worker, WorkerOptions
 from bxmesh.server.streams.bells import Bells
+from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.mailbox_reader import MailboxReader
 from bxmesh.server.streams.mailboxes import Mailboxes
-from bxmesh.server.streams.tasks import end_tasks
 from bxmesh.server.tasks import TaskStore
 from bxmesh.server.version import VERSION
 
