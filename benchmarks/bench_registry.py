@@ -65,7 +65,7 @@ async def _agent(number: int, stub: Any, metadata: Any) -> None:
         agent_pb2.RegisterAgentRequest(
             agent_id=f"bench-{number}",
             agent_type="bench",
-            capabilities=[agent_pb2.Capability(name=f"bench.{number % 20}")],
+            capabilities=[agent_pb2.Capability(name=f"bench.c{number % 20}")],
             lease_ttl_seconds=30,
         ),
         metadata=metadata,
