@@ -65,7 +65,7 @@ class GeometryMesh:
                 following = asyncio.ensure_future(anext(events, None))
                 try:
                     while not (await asyncio.wait({following}, timeout=_LOOK_SECONDS))[0]:
-                        await self.router.workers(routing_key(spec))
+                        await self._require_workers(spec)
                     event = following.result()
                 finally:
                     if not following.done():
@@ -74,6 +74,14 @@ class GeometryMesh:
                 if event is None:
                     return
                 yield event
+
+    async def _require_workers(self, spec: model_pb2.ModelSpec) -> None:
+        try:
+            await self.router.workers(routing_key(spec))
+        except MeshError as error:
+            # Redis being away for a moment ends no wait: the work is safe there.
+            if error.reason == "NO_WORKERS":
+                raise
 
     async def outcome(
         self, submission: Submission, spec: model_pb2.ModelSpec, deadline: float

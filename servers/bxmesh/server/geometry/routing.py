@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from bxmesh.registry.v1 import agent_pb2
 from bxmesh.server.errors import unavailable
 from bxmesh.server.live_agents import LiveAgents
+from bxmesh.server.streams.connection import redis_errors
 
 _REFRESH_SECONDS = 0.5
 _NOBODY_SECONDS = 30.0
@@ -33,11 +34,12 @@ class Router:
         """The live workers for a model, the one that should hold it warm first.
 
         Empty while a crashed worker is being replaced; raises MeshError UNAVAILABLE when there has
-        been none for half a minute.
+        been none for half a minute, and without Redis.
         """
         async with self._refreshing:
             if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
-                self._workers, _ = await self._agents.list([self._capability])
+                with redis_errors():
+                    self._workers, _ = await self._agents.list([self._capability])
                 self._refreshed = time.monotonic()
         now = time.monotonic()
         usable = [
