@@ -20,8 +20,9 @@ async def processor_share(pid: int, seconds: float) -> float:
 
 
 def _children(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children]
+    # Each thread has children of its own.
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for each in lists for child in each.split()]
 
 
 def _ticks(pid: int) -> int:
