@@ -44,11 +44,6 @@ class Figure(NamedTuple):
         return f"{sign} {bound:g}{'' if self.unit != '×' else '×'}"
 
 
-def p50(call: Callable[[], object], times: int) -> float:
-    """The median time of a call, in seconds."""
-    return statistics.median(_timed(call) for _ in range(times))
-
-
 async def p50_in_turn(
     mesh: Callable[[], Awaitable[object]], bare: Callable[[], object], times: int
 ) -> tuple[float, float]:
