@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 _REMEMBER_MS = 3_600_000
+# Heartbeats gather for so long, so that those of a thousand agents share their ways to Redis.
+_GATHER_SECONDS = 0.025
 
 Update = Callable[[agent_pb2.Agent], bool]
 """Changes an agent; returns whether it did."""
@@ -83,6 +85,7 @@ class LiveAgents:
 
     def __init__(self, redis: Redis, most_agents: int = 10_000) -> None:
         self._scripts = ScriptBatcher(redis)
+        self._renewals = ScriptBatcher(redis, _GATHER_SECONDS)
         self._most_agents = most_agents
 
     async def register(self, agent: agent_pb2.Agent, lease_seconds: float) -> tuple[str, int]:
@@ -159,12 +162,15 @@ class LiveAgents:
             updated = agent_pb2.Agent()
             updated.CopyFrom(agent)
             changed = bool(agent.revision) and update(updated)
-            answer = await self._call(
+            answer = await self._renewals.call(
                 scripts.RENEW,
-                lease_id,
-                agent.revision,
-                updated.SerializeToString() if changed else b"",
-                agent.lease_ttl_seconds * 1000,
+                scripts.KEYS,
+                (
+                    lease_id,
+                    agent.revision,
+                    updated.SerializeToString() if changed else b"",
+                    agent.lease_ttl_seconds * 1000,
+                ),
             )
             match answer:
                 case []:

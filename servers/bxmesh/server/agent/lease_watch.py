@@ -19,6 +19,8 @@ _GONE = frozenset({"deregistered", "expired", "replaced"})
 _PAGE = 256
 _BLOCK_MS = 5_000
 _PAUSE_SECONDS = 1.0
+# Changes of the registry gather for so long before they are looked at, however many come.
+_GATHER_SECONDS = 0.25
 
 
 async def watch_leases(mesh: AgentMesh) -> None:
@@ -35,6 +37,8 @@ async def watch_leases(mesh: AgentMesh) -> None:
             changes, revision = await mesh.agents.changes(revision, _PAGE)
             for agent_id in {c.agent.agent_id for c in changes if c.kind in _GONE}:
                 await _check(mesh, agent_id)
+            if len(changes) < _PAGE:
+                await asyncio.sleep(_GATHER_SECONDS)
         except RevisionCompactedError:
             known = False
         except REDIS_ERRORS as error:

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_WAIT_SECONDS = 1.0
 # Changes gather for so long before watches look, however many come.
-_PAUSE_SECONDS = 0.05
+_PAUSE_SECONDS = 0.1
 
 
 class Feed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any
@@ -104,10 +105,10 @@ class RegistryService:
     ) -> None:
         """Renews leases."""
         known: dict[str, agent_pb2.Agent] = {}
-        requests = aiter(request_iterator)
-        async with self._streams.stream():
-            while (request := await _next(requests)) is not None:
+        async with self._streams.stream(), _limit() as limit:
+            async for request in request_iterator:
                 await context.write(await self._renew(request, known))
+                limit.reschedule(asyncio.get_running_loop().time() + _LONGEST_LEASE_SECONDS)
 
     async def _renew(
         self, request: agent_pb2.KeepAliveRequest, known: dict[str, agent_pb2.Agent]
@@ -214,13 +215,15 @@ class RegistryService:
         return stats
 
 
-async def _next(
-    requests: AsyncIterator[agent_pb2.KeepAliveRequest],
-) -> agent_pb2.KeepAliveRequest | None:
+@contextlib.asynccontextmanager
+async def _limit() -> AsyncIterator[asyncio.Timeout]:
+    limit = asyncio.timeout(_LONGEST_LEASE_SECONDS)
     try:
-        async with asyncio.timeout(_LONGEST_LEASE_SECONDS):
-            return await anext(requests, None)
+        async with limit:
+            yield limit
     except TimeoutError:
+        if not limit.expired():
+            raise
         raise deadline_exceeded(
             "No heartbeat has come for longer than any lease lasts.", reason="KEEP_ALIVE_IDLE"
         ) from None

@@ -31,8 +31,10 @@ class _Call(NamedTuple):
 class ScriptBatcher:
     """Calls scripts; while one round trip is under way, further calls gather for the next."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, gather_seconds: float = 0.0) -> None:
+        """Takes how long the first call of a batch waits for more, for calls without hurry."""
         self._redis = redis
+        self._gather_seconds = gather_seconds
         self._waiting: deque[_Call] = deque()
         self._flusher: asyncio.Task[None] | None = None
 
@@ -46,17 +48,18 @@ class ScriptBatcher:
 
     async def _flush(self) -> None:
         while self._waiting:
-            size = min(len(self._waiting), _LARGEST_BATCH)
-            batch = [self._waiting.popleft() for _ in range(size)]
+            if self._gather_seconds:
+                await self._gather()
+            batch = self._next_batch()
+            if not batch:
+                return
             try:
                 answers = await self._run(batch)
             except asyncio.CancelledError:
-                for call in (*batch, *self._waiting):
-                    call.answer.cancel()
-                self._waiting.clear()
+                self._cancel(batch)
                 raise
             except Exception as error:
-                answers = [error] * size
+                answers = [error] * len(batch)
             for call, answer in zip(batch, answers, strict=True):
                 if call.answer.done():
                     continue
@@ -64,6 +67,27 @@ class ScriptBatcher:
                     call.answer.set_exception(answer)
                 else:
                     call.answer.set_result(answer)
+
+    def _next_batch(self) -> list[_Call]:
+        batch: list[_Call] = []
+        while self._waiting and len(batch) < _LARGEST_BATCH:
+            call = self._waiting.popleft()
+            # Who was cancelled while it waited may have closed Redis by now.
+            if not call.answer.done():
+                batch.append(call)
+        return batch
+
+    async def _gather(self) -> None:
+        try:
+            await asyncio.sleep(self._gather_seconds)
+        except asyncio.CancelledError:
+            self._cancel(())
+            raise
+
+    def _cancel(self, batch: Sequence[_Call]) -> None:
+        for call in (*batch, *self._waiting):
+            call.answer.cancel()
+        self._waiting.clear()
 
     async def _run(self, batch: Sequence[_Call]) -> list[Any]:
         answers = await self._send(batch)

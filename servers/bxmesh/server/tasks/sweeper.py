@@ -23,7 +23,7 @@ _PAUSE_SECONDS = 0.2
 _COMPARE_SECONDS = 10.0
 _TRIM_SECONDS = 60.0
 # Changes of the registry gather for so long before they are looked at, however many come.
-_GATHER_SECONDS = 0.03
+_GATHER_SECONDS = 0.1
 _GONE = "is gone"
 
 
