@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     """HOST:PORT (port 0 takes a free one) or unix:PATH."""
     admin_listen: Address = ""
     """HOST:PORT or unix:PATH for channelz; empty means a unix socket in the state directory."""
+    mesh_key_file: Path | None = None
+    """The secret that all servers and workers of a mesh share; None means mesh.key in the state
+    directory, made when it is not there."""
     services: tuple[Service, ...] = SERVICES
     """Which services this process offers; `workers` starts geometry workers beside it."""
     redis_url: SecretStr = SecretStr("")
@@ -141,6 +144,11 @@ class Settings(BaseSettings):
             history=self.message_history,
             history_lifetime=self.message_history_lifetime,
         )
+
+    @property
+    def mesh_key_path(self) -> Path:
+        """Where the mesh key is."""
+        return self.mesh_key_file or self.state_dir / "mesh.key"
 
     @property
     def bundle_dir(self) -> Path:

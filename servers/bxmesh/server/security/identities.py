@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["EVERYTHING", "Identity"]
+from ..errors import MeshError, permission_denied
+
+__all__ = ["EVERYTHING", "Identity", "missing_permission"]
 
 EVERYTHING = "*"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller whose credential was found valid."""
+    """A caller whose credential was found valid, with what that credential allows."""
 
     id: str
     """The name, unique in the mesh."""
     kind: str
     """What it is: admin, user, agent or service."""
     permissions: frozenset[str] = frozenset()
-    """What it may do; EVERYTHING stands for all there is."""
+    """What it may do by this credential; EVERYTHING stands for all there is."""
+    team: str = ""
+    """With whom it may share; empty means with no team."""
+    roles: frozenset[str] = frozenset()
+    """Its roles, for policies; what they allow is in the permissions already."""
+    credential: str = ""
+    """The name of the credential: an API key's key_id, a token's jti or a certificate's SAN."""
+    expires: float = float("inf")
+    """When the credential ends, in seconds since 1970."""
+
+    def may(self, permission: str) -> bool:
+        """Returns whether it has a permission."""
+        return permission in self.permissions or EVERYTHING in self.permissions
+
+    def require(self, *permissions: str) -> None:
+        """Raises MeshError PERMISSION_DENIED (PERMISSION_MISSING) unless it has all of them."""
+        missing = [permission for permission in permissions if not self.may(permission)]
+        if missing:
+            raise missing_permission(self.id, missing)
+
+    def may_all(self, permissions: Iterable[str]) -> bool:
+        """Returns whether it has all of them."""
+        return all(self.may(permission) for permission in permissions)
+
+
+def missing_permission(identity_id: str, missing: Iterable[str], what: str = "") -> MeshError:
+    """Returns the error for a caller without permissions for something."""
+    names = ", ".join(missing)
+    return permission_denied(
+        f"{identity_id} lacks {names}{f' for {what}' if what else ''}. "
+        f"Whoever has security_admin can give it: bxmesh security grant {identity_id} {names}",
+        reason="PERMISSION_MISSING",
+        identity=identity_id,
+        permissions=names,
+    )
