@@ -27,6 +27,7 @@ from bxmesh.client.models import (
     ScatteringTable,
 )
 from bxmesh.client.options import GradientOptions, to_message
+from bxmesh.client.security import AsyncSecurity
 from bxmesh.client.sessions import AsyncSession
 from bxmesh.client.trace import traced
 from bxmesh.client.values import Progress
@@ -88,6 +89,7 @@ class AsyncMesh(AgentCalls):
         )
         self._connection = Connection(endpoint, timeouts or Timeouts(), retries)
         self.bundles = AsyncBundles(self._connection)
+        self.security = AsyncSecurity(self._connection)
         """Bundles: upload, download, get, list, delete."""
 
     def __repr__(self) -> str:

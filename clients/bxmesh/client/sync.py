@@ -16,11 +16,12 @@ from bxmesh.client.blocking import Blocking, Loop, blocking, iterating
 from bxmesh.client.bundles import AsyncBundles
 from bxmesh.client.connection import Timeouts
 from bxmesh.client.mesh import AsyncMesh
+from bxmesh.client.security import AsyncSecurity
 from bxmesh.client.sessions import AsyncSession
 from bxmesh.client.steps import Step
 from bxmesh.client.values import XrayValue
 
-__all__ = ["Bundles", "Mesh", "Session"]
+__all__ = ["Bundles", "Mesh", "Security", "Session"]
 
 P = ParamSpec("P")
 
@@ -54,6 +55,13 @@ class Bundles(Blocking[AsyncBundles]):
         if path is None:
             return self._loop.run(self._target.download(bundle_id))
         return self._loop.run(self._target.download(bundle_id, path))
+
+
+class Security(Blocking[AsyncSecurity]):
+    """The security service, in the messages of its contract; see AsyncSecurity."""
+
+    call = blocking(AsyncSecurity.call)
+    stream = iterating(AsyncSecurity.stream)
 
 
 class Session(Blocking[AsyncSession]):
@@ -143,6 +151,8 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
         super().__init__(loop, mesh)
         self.bundles = Bundles(loop, mesh.bundles)
         """Bundles: upload, download, get, list, delete."""
+        self.security = Security(loop, mesh.security)
+        """Identities, keys, policies, violations and the audit log."""
         self._closed = weakref.finalize(self, loop.close, mesh.close)
 
     create_model = blocking(AsyncMesh.create_model)

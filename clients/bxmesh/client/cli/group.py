@@ -27,6 +27,8 @@ _COMMANDS = {
     "tasks": _Command("bxmesh.client.cli.tasks", "Give work to agents and follow it."),
     "dead-letters": _Command("bxmesh.client.cli.dead_letters", "See what could not be handled."),
     "streams": _Command("bxmesh.client.cli.streams", "See what waits in mailboxes and queues."),
+    "security": _Command("bxmesh.client.cli.security", "Say who may do what, and see who did."),
+    "tls": _Command("bxmesh.server.cli", "Make certificates for development."),
     "serve": _Command("bxmesh.server.cli", "Start the mesh."),
     "demo": _Command("bxmesh.server.cli", "Run the main job on a real crystal structure."),
     "doctor": _Command("bxmesh.server.cli", "Check what people get stuck on."),
