@@ -17,14 +17,14 @@ from bxmesh.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from bxmesh.server.activity import recording
 from bxmesh.server.activity.files import read_lines
 from bxmesh.server.agent.service import agent_service
-from bxmesh.server.interceptors import server_interceptors
+from bxmesh.server.interceptors import AuthenticationInterceptor, server_interceptors
 from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import connect
 from bxmesh.server.unimplemented import offer
 from tests.agent.mesh import Mesh
 from tests.processes import until
-from tests.registry.mesh import Anybody, Names
+from tests.registry.mesh import Names, anybody
 
 Line = dict[str, Any]
 
@@ -40,7 +40,9 @@ async def logged(redis_url: str, directory: Path, **settings: Any) -> AsyncItera
         activity = await stack.enter_async_context(recording(chosen, redis))
         address = f"unix:{folder / 'server.sock'}"
         server = grpc.aio.server(
-            interceptors=server_interceptors([Names()], Anybody(), activity),
+            interceptors=server_interceptors(
+                AuthenticationInterceptor([Names()], anybody), activity
+            ),
             options=[("grpc.so_reuseport", 0)],
         )
         registry = await stack.enter_async_context(RegistryService(redis))

@@ -18,12 +18,12 @@ from bxmesh.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from bxmesh.registry.v1 import registry_service_pb2
 from bxmesh.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from bxmesh.server.agent.service import AgentService, agent_service
-from bxmesh.server.interceptors import server_interceptors
+from bxmesh.server.interceptors import AuthenticationInterceptor, server_interceptors
 from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import connect
 from bxmesh.server.unimplemented import offer
-from tests.registry.mesh import ALICE, Anybody, Names, refused, registration
+from tests.registry.mesh import ALICE, Names, anybody, refused, registration
 
 __all__ = ["ALICE", "Link", "Mesh", "agents", "envelope", "refused"]
 
@@ -150,7 +150,7 @@ async def agents(redis_url: str, **settings: Any) -> AsyncIterator[Mesh]:
         stack.push_async_callback(redis.aclose)
         address = f"unix:{folder / 'server.sock'}"
         server = grpc.aio.server(
-            interceptors=server_interceptors([Names()], Anybody()),
+            interceptors=server_interceptors(AuthenticationInterceptor([Names()], anybody)),
             options=[("grpc.so_reuseport", 0)],
         )
         registry = await stack.enter_async_context(RegistryService(redis))

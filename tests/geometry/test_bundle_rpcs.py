@@ -36,7 +36,7 @@ from bxmesh.geometry.v1.geometry_service_pb2_grpc import (
 )
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.geometry.bundle_rpcs import BundleLimits, BundleRpcs
-from bxmesh.server.interceptors import server_interceptors
+from bxmesh.server.interceptors import AuthenticationInterceptor, server_interceptors
 from bxmesh.server.security.identities import EVERYTHING, Identity
 
 DAY = timedelta(days=1)
@@ -52,6 +52,9 @@ class Service(BundleRpcs, GeometryServiceServicer):  # type: ignore[misc]
 class Anyone:
     async def authenticate(self, credential: str) -> Identity | None:
         return Identity(credential, "user", frozenset({EVERYTHING}))
+
+    def renew(self, identity: Identity) -> Identity | None:
+        return identity
 
 
 @dataclass
@@ -92,7 +95,9 @@ async def serve(directory: Path, **limits: Any) -> AsyncIterator[Mesh]:
     root = directory / "bundles"
     store = BundleStore(root, DAY, 7 * DAY, 2 * len(DATA))
     service = Service(store, BundleLimits(**limits))  # type: ignore[abstract]
-    server = grpc.aio.server(interceptors=server_interceptors([Anyone()]))
+    server = grpc.aio.server(
+        interceptors=server_interceptors(AuthenticationInterceptor([Anyone()]))
+    )
     add_GeometryServiceServicer_to_server(service, server)
     address = f"unix:{directory}/socket"
     server.add_insecure_port(address)

@@ -12,7 +12,13 @@ import grpc
 
 from bxmesh.client.tracing import tracing_interceptors
 from bxmesh.geometry.v1.bundle_pb2 import BundleChunk
-from bxmesh.server.interceptors import Authenticator, Authorizer, server_interceptors
+from bxmesh.server.interceptors import (
+    AuthenticationInterceptor,
+    Authenticator,
+    Authorizer,
+    admins_only,
+    server_interceptors,
+)
 from bxmesh.server.security.admin_key import AdminKeyAuthenticator
 
 KEY = "bx_admin_" + "k" * 43
@@ -39,7 +45,11 @@ async def probe(
     `socket`, by default one of its own.
     """
     server = grpc.aio.server(
-        interceptors=server_interceptors([authenticator or AdminKeyAuthenticator(KEY)], authorizer),
+        interceptors=server_interceptors(
+            AuthenticationInterceptor(
+                [authenticator or AdminKeyAuthenticator(KEY)], authorizer or admins_only
+            )
+        ),
         options=[("grpc.so_reuseport", 0)],
     )
     make = getattr(grpc, f"{kind}_rpc_method_handler")

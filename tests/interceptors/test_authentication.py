@@ -15,7 +15,7 @@ from bxmesh.client.errors import from_rpc_error
 from bxmesh.geometry.v1.bundle_pb2 import BundleChunk
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.security.identities import Identity
-from tests.interceptors.probe import KEY, METHOD, Context, probe
+from tests.interceptors.probe import KEY, Context, probe
 
 pytestmark = pytest.mark.asyncio
 
@@ -87,11 +87,13 @@ async def test_known_caller_without_permission_is_denied() -> None:
         async def authenticate(self, credential: str) -> Identity | None:
             return Identity("guest", "user") if credential == "guest" else None
 
-    class Readers:
-        async def may_call(self, identity: Identity, method: str) -> bool:
-            return method == f"/{METHOD}"
+        def renew(self, identity: Identity) -> Identity | None:
+            return identity
 
-    for authorizer, code in ((None, "PERMISSION_DENIED"), (Readers(), "OK")):
+    def anybody(identity: Identity, method: str) -> tuple[str, ...]:
+        return ()
+
+    for authorizer, code in ((None, "PERMISSION_DENIED"), (anybody, "OK")):
         serving = probe("unary_unary", name_caller, authenticator=Guests(), authorizer=authorizer)
         async with serving as (call, _):
             started = call(BundleChunk(), metadata=(("x-api-key", "guest"),))

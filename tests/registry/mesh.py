@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from bxmesh.client.errors import BxmeshError, from_rpc_error
 from bxmesh.registry.v1 import agent_pb2, registry_service_pb2
 from bxmesh.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from bxmesh.server.interceptors import server_interceptors
+from bxmesh.server.interceptors import AuthenticationInterceptor, server_interceptors
 from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.security.identities import EVERYTHING, Identity
 from bxmesh.server.unimplemented import offer
@@ -29,10 +29,12 @@ class Names:
         permissions = frozenset({EVERYTHING} if credential == "admin" else ())
         return Identity(credential, "agent", permissions)
 
+    def renew(self, identity: Identity) -> Identity | None:
+        return identity
 
-class Anybody:
-    async def may_call(self, identity: Identity, method: str) -> bool:
-        return True
+
+def anybody(identity: Identity, method: str) -> tuple[str, ...]:
+    return ()
 
 
 ALICE = (("x-api-key", "alice"),)
@@ -54,7 +56,7 @@ async def registry(redis: Redis, **options: Any) -> AsyncIterator[Mesh]:
     with TemporaryDirectory(prefix="bx-") as folder:
         address = f"unix:{Path(folder) / 'registry.sock'}"
         server = grpc.aio.server(
-            interceptors=server_interceptors([Names()], Anybody()),
+            interceptors=server_interceptors(AuthenticationInterceptor([Names()], anybody)),
             options=[("grpc.so_reuseport", 0)],
         )
         async with RegistryService(redis, **options) as service:

@@ -12,9 +12,9 @@ import pytest
 
 from bxmesh.agent.v1 import agent_service_pb2
 from bxmesh.geometry.v1 import bundle_pb2, geometry_service_pb2, geometry_service_pb2_grpc
-from bxmesh.server.interceptors import server_interceptors
+from bxmesh.server.interceptors import AuthenticationInterceptor, server_interceptors
 from bxmesh.server.unimplemented import offer
-from tests.registry.mesh import ADMIN, Anybody, Names, refused
+from tests.registry.mesh import ADMIN, Names, anybody, refused
 
 
 @asynccontextmanager
@@ -38,7 +38,9 @@ class OnlyGetBundlePlain:
 async def test_every_other_rpc_of_every_kind_is_refused(
     short_dir: Path, servicer: type[object]
 ) -> None:
-    server = grpc.aio.server(interceptors=server_interceptors([Names()], Anybody()))
+    server = grpc.aio.server(
+        interceptors=server_interceptors(AuthenticationInterceptor([Names()], anybody))
+    )
     assert offer(server, geometry_service_pb2, servicer()) == "bxmesh.geometry.v1.GeometryService"
     assert offer(server, agent_service_pb2) == "bxmesh.agent.v1.AgentService"
     address = f"unix:{short_dir / 'server.sock'}"

@@ -30,7 +30,7 @@ from bxmesh.server.geometry.routing import Router
 from bxmesh.server.geometry.service import GeometryService
 from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.health import Health
-from bxmesh.server.interceptors import server_interceptors
+from bxmesh.server.interceptors import AuthenticationInterceptor, server_interceptors
 from bxmesh.server.listening import add_port, write_server_file
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.reflection import add_reflection
@@ -121,7 +121,9 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     key = await asyncio.to_thread(load_or_create, settings.state_dir)
     server.activity = await stack.enter_async_context(recording(settings, redis, (server.queue,)))
     grpc_server = grpc.aio.server(
-        interceptors=server_interceptors([AdminKeyAuthenticator(key)], activity=server.activity),
+        interceptors=server_interceptors(
+            AuthenticationInterceptor([AdminKeyAuthenticator(key)]), server.activity
+        ),
         options=_OPTIONS,
     )
     names, drains = await _add_services(server, grpc_server, stack)
@@ -131,7 +133,8 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     if settings.reflection:
         add_reflection(grpc_server, names)
     admin = grpc.aio.server(
-        interceptors=server_interceptors([AdminKeyAuthenticator(key)]), options=_OPTIONS
+        interceptors=server_interceptors(AuthenticationInterceptor([AdminKeyAuthenticator(key)])),
+        options=_OPTIONS,
     )
     channelz.add_channelz_servicer(admin)
     server.address = add_port(grpc_server, settings.listen, settings)

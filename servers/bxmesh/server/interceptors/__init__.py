@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from ..activity import OFF, Activity
 from ._wrap import Call, Interceptor, Proceed
 from .authentication import (
-    AdminsOnly,
     AuthenticationInterceptor,
     Authenticator,
     Authorizer,
+    CertificateAuthenticator,
+    admins_only,
     current_identity,
 )
 from .errors import TRACE_ID_KEY, ErrorsInterceptor
@@ -19,32 +20,38 @@ from .validation import ValidationInterceptor
 
 __all__ = [
     "TRACE_ID_KEY",
-    "AdminsOnly",
+    "AuthenticationInterceptor",
     "Authenticator",
     "Authorizer",
     "Call",
+    "CertificateAuthenticator",
     "Interceptor",
     "Proceed",
+    "admins_only",
     "current_identity",
     "server_interceptors",
 ]
 
 
 def server_interceptors(
-    authenticators: Sequence[Authenticator],
-    authorizer: Authorizer | None = None,
+    authentication: AuthenticationInterceptor,
     activity: Activity = OFF,
+    *,
+    before: Sequence[Interceptor] = (),
+    after: Sequence[Interceptor] = (),
 ) -> list[Interceptor]:
     """Returns the interceptors of a server, outermost first.
 
     Tracing comes first, so that every answer has a span, a refusal too; errors second, so that
-    whatever the others raise reaches the caller as a rich status; authentication third, so that
-    strangers make the server look at none of their messages; validation last. Without an
-    authorizer, those may call who may do everything. Set telemetry up before.
+    whatever the others raise reaches the caller as a rich status; authentication third, with what
+    belongs right before and after it, so that strangers make the server look at none of their
+    messages; validation last. Set telemetry up before.
     """
     return [
         TracingInterceptor(),
         ErrorsInterceptor(activity),
-        AuthenticationInterceptor(authenticators, authorizer or AdminsOnly()),
+        *before,
+        authentication,
+        *after,
         ValidationInterceptor(),
     ]

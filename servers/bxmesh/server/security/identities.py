@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from bxmesh.security.v1.policy_pb2 import RateLimit
 
 from ..errors import MeshError, permission_denied
 
@@ -30,6 +32,8 @@ class Identity:
     """The name of the credential: an API key's key_id, a token's jti or a certificate's SAN."""
     expires: float = float("inf")
     """When the credential ends, in seconds since 1970."""
+    rate_limit: RateLimit | None = field(default=None, compare=False)
+    """The credential's own rate limit instead of the policy's."""
 
     def may(self, permission: str) -> bool:
         """Returns whether it has a permission."""
