@@ -29,11 +29,6 @@ __all__ = [
 _LONGEST_CREDENTIAL = 4096
 _LOOK_SECONDS = 1.0
 
-_SEVERITY: Mapping[ViolationKind, Severity] = {
-    ViolationKind.VIOLATION_KIND_AUTHENTICATION: Severity.SEVERITY_MEDIUM,
-    ViolationKind.VIOLATION_KIND_AUTHORIZATION: Severity.SEVERITY_MEDIUM,
-}
-
 Authorizer = Callable[[Identity, str], tuple[str, ...]]
 """Returns what a full method, /package.Service/Method, asks for, or raises MeshError
 PERMISSION_DENIED."""
@@ -177,11 +172,11 @@ class AuthenticationInterceptor(Interceptor):
                     return authenticator, identity
         raise unauthenticated("The key of this call is not valid here.", reason="KEY_INVALID")
 
-    def _tell(self, kind: ViolationKind, call: Call, error: MeshError, identity_id: str) -> None:
+    def _tell(self, kind: ViolationKind.ValueType, call: Call, error: MeshError, identity_id: str) -> None:
         self._events.violation(
             ViolationEvent(
                 kind,
-                _SEVERITY[kind],
+                Severity.SEVERITY_MEDIUM,
                 rule=error.reason,
                 message=error.message,
                 identity_id=identity_id,

@@ -31,8 +31,8 @@ class AuditEvent:
 class ViolationEvent:
     """A refused or recorded attempt. Never with secrets or payloads."""
 
-    kind: ViolationKind
-    severity: Severity
+    kind: ViolationKind.ValueType
+    severity: Severity.ValueType
     rule: str
     """The rule that was broken."""
     message: str
