@@ -30,12 +30,14 @@ from bxmesh.server.geometry.routing import Router
 from bxmesh.server.geometry.service import GeometryService
 from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.health import Health
-from bxmesh.server.interceptors import AuthenticationInterceptor, server_interceptors
+from bxmesh.server.interceptors import server_interceptors
 from bxmesh.server.listening import add_port, write_server_file
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.reflection import add_reflection
 from bxmesh.server.registry.service import RegistryService
-from bxmesh.server.security.admin_key import AdminKeyAuthenticator, load_or_create
+from bxmesh.server.security.admin_key import load_or_create
+from bxmesh.server.security.guard import Guard, guard
+from bxmesh.server.security.service import SecurityService
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, QueueGauges, WorkClient, WorkQueue, connect
 from bxmesh.server.streams.ending import end_tasks
@@ -120,22 +122,16 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     settings, redis = server.settings, server.redis
     key = await asyncio.to_thread(load_or_create, settings.state_dir)
     server.activity = await stack.enter_async_context(recording(settings, redis, (server.queue,)))
-    grpc_server = grpc.aio.server(
-        interceptors=server_interceptors(
-            AuthenticationInterceptor([AdminKeyAuthenticator(key)]), server.activity
-        ),
-        options=_OPTIONS,
-    )
-    names, drains = await _add_services(server, grpc_server, stack)
+    secured = await stack.enter_async_context(guard(settings, redis, key))
+    interceptors = server_interceptors(secured.authentication, server.activity)
+    grpc_server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
+    names, drains = await _add_services(server, grpc_server, secured, stack)
     health = Health(settings, redis, names)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, grpc_server)
     names.append(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
     if settings.reflection:
         add_reflection(grpc_server, names)
-    admin = grpc.aio.server(
-        interceptors=server_interceptors(AuthenticationInterceptor([AdminKeyAuthenticator(key)])),
-        options=_OPTIONS,
-    )
+    admin = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
     channelz.add_channelz_servicer(admin)
     server.address = add_port(grpc_server, settings.listen, settings)
     server.admin_address = add_port(
@@ -155,7 +151,10 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
 
 
 async def _add_services(
-    server: MeshServer, grpc_server: grpc.aio.Server, stack: contextlib.AsyncExitStack
+    server: MeshServer,
+    grpc_server: grpc.aio.Server,
+    secured: Guard,
+    stack: contextlib.AsyncExitStack,
 ) -> tuple[list[str], list[Callable[[], None]]]:
     """Adds what is offered; returns the names, and what to call before the server stops."""
     settings, redis = server.settings, server.redis
@@ -190,7 +189,7 @@ async def _add_services(
         names.append(offer(grpc_server, agent_service_pb2, agents))
         drains.append(agents.drain)
     if "security" in settings.services:
-        names.append(offer(grpc_server, security_service_pb2))
+        names.append(offer(grpc_server, security_service_pb2, SecurityService(secured.mesh)))
     return names, drains
 
 

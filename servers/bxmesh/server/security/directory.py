@@ -129,13 +129,13 @@ class Directory:
         """Returns an API key, ended or not."""
         return self._keys.get(key_id)
 
-    def keys(self) -> Iterator[StoredKey]:
+    def all_keys(self) -> Iterator[StoredKey]:
         """All API keys by name."""
         return self._keys.all()
 
     def keys_of(self, identity_id: str) -> Iterable[ApiKey]:
         """The API keys of an identity, ended ones too."""
-        return (stored.key for stored in self.keys() if stored.key.identity_id == identity_id)
+        return (stored.key for stored in self.all_keys() if stored.key.identity_id == identity_id)
 
     def granting(self, record: IdentityRecord) -> dict[str, list[str]]:
         """Returns all that an identity may do, and by which roles, or "identity", it may."""

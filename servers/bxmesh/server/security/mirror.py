@@ -87,9 +87,20 @@ class Mirror:
     ) -> tuple[int, bytes | None]:
         """Commits like `Records.commit`, and returns when the copy has the change."""
         revision, first = await self.records.commit(changes, memo, answer)
-        async with asyncio.timeout(_STALE_SECONDS), self._news:
-            await self._news.wait_for(lambda: self._revision >= revision)
+        await self._reach(revision)
         return revision, first
+
+    async def catch_up(self) -> None:
+        """Returns when the copy has all that is committed by now."""
+        await self._reach(await self.records.revision())
+
+    async def _reach(self, revision: int) -> None:
+        try:
+            async with asyncio.timeout(_STALE_SECONDS), self._news:
+                await self._news.wait_for(lambda: self._revision >= revision)
+        except TimeoutError:
+            self._heard = float("-inf")
+            self.check_fresh()
 
     async def _follow(self) -> None:
         away = False

@@ -135,20 +135,20 @@ class Records:
         names: Any = await self._redis.hkeys(_hash(kind))
         return [name.decode() for name in names]
 
-    async def remembered(self, memo: Memo) -> bytes | None:
-        """Returns the answer to a mutation that was made before."""
+    async def remembered(self, memo: Memo) -> tuple[int, bytes] | None:
+        """Returns the revision and the answer of a mutation that was made before."""
         if not memo.request_id:
             return None
         sealed: Any = await self._redis.get(_memo_key(memo))
-        return None if sealed is None else self._unseal("memo", _memo_key(memo), 0, sealed)
+        return None if sealed is None else self._first(_memo_key(memo), sealed)
 
     async def commit(
         self, changes: Sequence[Change], memo: Memo | None = None, answer: bytes = b""
     ) -> tuple[int, bytes | None]:
         """Makes all of the changes or none.
 
-        Returns the new revision, and the first answer when the mutation was made before (then
-        nothing is changed, and the revision is 0). Raises ConflictError.
+        Returns the new revision; when the mutation was made before, its revision and the answer
+        to it, and nothing is changed. Raises ConflictError.
         """
         remember = memo is not None and bool(memo.request_id)
         memo_key = _memo_key(memo) if memo is not None and remember else f"{_ROOT}:request"
@@ -156,7 +156,7 @@ class Records:
         for _ in range(_TRIES):
             arguments: list[str | bytes | int] = [
                 _REMEMBER_MS if remember else 0,
-                self._seal("memo", memo_key, 0, answer),
+                self._seal("memo", memo_key, 0, revision.to_bytes(8) + answer),
                 revision,
             ]
             for change in changes:
@@ -165,7 +165,7 @@ class Records:
             keys = (_REVISION, EVENTS, memo_key, *(_hash(change.kind) for change in changes))
             match await self._scripts.call(_COMMIT, keys, arguments):
                 case [0, first]:
-                    return 0, self._unseal("memo", memo_key, 0, first)
+                    return self._first(memo_key, first)
                 case [1]:
                     return revision, None
                 case [-1, latest]:
@@ -194,6 +194,10 @@ class Records:
             (_revision(entry_id), [_kind_and_name(value) for value in fields.values()])
             for entry_id, fields in entries
         ]
+
+    def _first(self, memo_key: str, sealed: bytes) -> tuple[int, bytes]:
+        data = self._unseal("memo", memo_key, 0, sealed)
+        return int.from_bytes(data[:8]), data[8:]
 
     def _seal_change(self, change: Change, revision: int) -> bytes:
         assert change.data is not None
