@@ -17,7 +17,7 @@ from bxmesh.server.errors import MeshError, invalid_argument, unavailable
 from bxmesh.server.streams import QueueOptions, WorkQueue
 from bxmesh.work.v1 import work_pb2
 from tests.agent.mesh import Mesh, envelope, refused
-from tests.registry.mesh import ALICE, BOB
+from tests.registry.mesh import ADMIN, ALICE, OPERATOR
 
 DROP = delivery_pb2.VERDICT_DROP
 # What is older than a month is thrown away.
@@ -37,7 +37,7 @@ async def queue(mesh: Mesh, redis: Redis) -> WorkQueue:
 
 async def page(mesh: Mesh, **request: Any) -> queue_pb2.ListDeadLettersResponse:
     answer: queue_pb2.ListDeadLettersResponse = await mesh.stub.ListDeadLetters(
-        queue_pb2.ListDeadLettersRequest(**request), metadata=ALICE
+        queue_pb2.ListDeadLettersRequest(**request), metadata=ADMIN
     )
     return answer
 
@@ -54,7 +54,7 @@ async def pages(mesh: Mesh, **request: Any) -> list[queue_pb2.DeadLetter]:
             return found
 
 
-async def replay(mesh: Mesh, metadata: Any = ALICE, **request: Any) -> tuple[int, int]:
+async def replay(mesh: Mesh, metadata: Any = ADMIN, **request: Any) -> tuple[int, int]:
     answer = await mesh.stub.ReplayDeadLetters(
         queue_pb2.ReplayDeadLettersRequest(**request), metadata=metadata
     )
@@ -63,7 +63,7 @@ async def replay(mesh: Mesh, metadata: Any = ALICE, **request: Any) -> tuple[int
 
 async def purge(mesh: Mesh, **request: Any) -> int:
     answer = await mesh.stub.PurgeDeadLetters(
-        queue_pb2.PurgeDeadLettersRequest(**request), metadata=ALICE
+        queue_pb2.PurgeDeadLettersRequest(**request), metadata=ADMIN
     )
     return int(answer.purged)
 
@@ -259,7 +259,7 @@ async def test_a_replay_keeps_to_its_limit_and_is_repeated_safely(mesh: Mesh) ->
     assert len(await pages(mesh)) == 6
     # The oldest came first, and the id means what it means to its caller only.
     assert (await pages(mesh))[-1].envelope.message_type == "t4"
-    assert await replay(mesh, metadata=BOB, **request) == (4, 2)
+    assert await replay(mesh, metadata=OPERATOR, **request) == (4, 2)
     assert await replay(mesh, filter=Filter(agent_id="bob")) == (2, 0)
     async with mesh.connected("bob", initial_credit=20) as bob:
         types = [(await bob.delivery()).envelope.message_type for _ in range(10)]

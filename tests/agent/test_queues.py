@@ -17,7 +17,7 @@ from bxmesh.work.v1 import work_pb2
 from tests.agent.mesh import Link, Mesh, agents, envelope, refused
 from tests.agent.test_messages import seconds
 from tests.processes import until
-from tests.registry.mesh import ALICE
+from tests.registry.mesh import ADMIN, ALICE
 
 RETRY, DROP = delivery_pb2.VERDICT_RETRY, delivery_pb2.VERDICT_DROP
 
@@ -217,7 +217,7 @@ async def test_a_full_mailbox_gets_no_more(redis: Redis, shared_valkey: str) -> 
 
 async def stats(mesh: Mesh, **request: Any) -> queue_pb2.GetQueueStatsResponse:
     answer: queue_pb2.GetQueueStatsResponse = await mesh.stub.GetQueueStats(
-        queue_pb2.GetQueueStatsRequest(**request), metadata=ALICE
+        queue_pb2.GetQueueStatsRequest(**request), metadata=ADMIN
     )
     return answer
 
@@ -264,7 +264,7 @@ async def test_the_figures_of_a_mailbox(mesh: Mesh) -> None:
         assert (now.delayed, now.redelivered, now.in_flight) == (1, 1, 3)
     await mesh.stub.PurgeDeadLetters(
         queue_pb2.PurgeDeadLettersRequest(filter=queue_pb2.DeadLetterFilter(agent_id="bob")),
-        metadata=ALICE,
+        metadata=ADMIN,
     )
     assert (await of(mesh, "bob")).dead_letters == 0
 
@@ -281,7 +281,7 @@ async def test_dead_letters_are_counted_by_agent(mesh: Mesh) -> None:
             queue_pb2.ReplayDeadLettersRequest(
                 filter=queue_pb2.DeadLetterFilter(agent_id="bob"), limit=1
             ),
-            metadata=ALICE,
+            metadata=ADMIN,
         )
         assert [(await of(mesh, name)).dead_letters for name in ("bob", "carol")] == [1, 1]
     # Letters that are too old are thrown away without a word.

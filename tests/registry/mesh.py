@@ -19,15 +19,29 @@ from bxmesh.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from bxmesh.server.interceptors import AuthenticationInterceptor, server_interceptors
 from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.security.identities import EVERYTHING, Identity
+from bxmesh.server.security.permissions import PERMISSIONS
 from bxmesh.server.unimplemented import offer
+
+_USUAL = frozenset(PERMISSIONS) - {"mesh_operate", "registry_write", "security_admin"}
+
+
+_SPECIAL = {
+    "admin": frozenset({EVERYTHING}),
+    "operator": frozenset({"mesh_operate", "queue_write"}),
+    "nobody": frozenset({"agent_register"}),
+}
 
 
 class Names:
-    """Takes a key for the caller's name; `admin` may do everything."""
+    """Takes a key for the caller's name; `admin` may do everything, others all but administer.
+
+    alice@blue is alice, of the team blue.
+    """
 
     async def authenticate(self, credential: str) -> Identity | None:
-        permissions = frozenset({EVERYTHING} if credential == "admin" else ())
-        return Identity(credential, "agent", permissions)
+        permissions = _SPECIAL.get(credential, _USUAL)
+        name, _, team = credential.partition("@")
+        return Identity(name, "agent", permissions, team=team)
 
     def renew(self, identity: Identity) -> Identity | None:
         return identity
@@ -40,6 +54,7 @@ def anybody(identity: Identity, method: str) -> tuple[str, ...]:
 ALICE = (("x-api-key", "alice"),)
 BOB = (("x-api-key", "bob"),)
 ADMIN = (("x-api-key", "admin"),)
+OPERATOR = (("x-api-key", "operator"),)
 
 
 @dataclass

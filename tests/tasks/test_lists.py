@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from bxmesh.agent.v1 import message_pb2
 from bxmesh.agent.v1 import task_pb2 as pb
+from bxmesh.server.security.identities import Identity
 from bxmesh.server.tasks.listing import list_tasks
 from tests.tasks.harness import (
     COMPLETED,
@@ -26,7 +27,9 @@ async def names(w: World, identity: str = "", **wanted: Any) -> list[str]:
     request = pb.ListTasksRequest(page_size=2, **wanted)
     found: list[str] = []
     while True:
-        response = await list_tasks(w.store, request, identity)
+        response = await list_tasks(
+            w.store, request, Identity(identity, "user") if identity else None
+        )
         assert len(response.tasks) <= 2
         found += [task.task_id for task in response.tasks]
         request.page_token = response.next_page_token
@@ -74,7 +77,7 @@ async def test_pages_hold_every_task_once_the_newest_first(redis: Redis) -> None
         assert await names(w, "bob") == newest[:2]
         # It sees what it assigned, and what its agents have.
         assert await names(w, "alice") == [newest[0], *newest[2:]]
-        everything = await list_tasks(w.store, pb.ListTasksRequest(), "")
+        everything = await list_tasks(w.store, pb.ListTasksRequest(), None)
         assert [task.task_id for task in everything.tasks] == newest
         assert everything.next_page_token == ""
         assert everything.tasks[-1] == await w.get(ids[0])
@@ -100,15 +103,15 @@ async def test_a_token_is_of_its_filters(redis: Redis) -> None:
         for _ in range(3):
             await w.assign(wait_for_agent=True)
         request = pb.ListTasksRequest(page_size=1)
-        token = (await list_tasks(w.store, request, "")).next_page_token
+        token = (await list_tasks(w.store, request, None)).next_page_token
         for wrong in (token + "x", "x", ":", token.partition(":")[0] + ":-5", "é:1"):
             request.page_token = wrong
             with refused("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID"):
-                await list_tasks(w.store, request, "")
+                await list_tasks(w.store, request, None)
         request.page_token = token
         request.task_type = "other"
         with refused("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID"):
-            await list_tasks(w.store, request, "")
+            await list_tasks(w.store, request, None)
 
 
 async def test_a_page_fits_into_a_message(redis: Redis) -> None:
@@ -121,7 +124,7 @@ async def test_a_page_fits_into_a_message(redis: Redis) -> None:
         found: list[str] = []
         request = pb.ListTasksRequest()
         while True:
-            response = await list_tasks(w.store, request, "")
+            response = await list_tasks(w.store, request, None)
             assert 0 < response.ByteSize() < 4 << 20
             found += [task.task_id for task in response.tasks]
             request.page_token = response.next_page_token

@@ -179,7 +179,10 @@ async def _add_services(
         _in_background(stack, lambda: _sweep(store))
         await stack.enter_async_context(QueueGauges(server.queue))
     if "registry" in settings.services:
-        registry = await stack.enter_async_context(RegistryService(redis))
+        directory = secured.mesh.directory
+        registry = await stack.enter_async_context(
+            RegistryService(redis, is_identity=lambda name: directory.identity(name) is not None)
+        )
         names.append(offer(grpc_server, registry_service_pb2, registry))
         drains.append(registry.drain)
     if "agent" in settings.services:

@@ -11,6 +11,8 @@ from bxmesh.server.streams.scripts import Script
 _ROOT = "bxmesh:{agents}"
 EVENTS = f"{_ROOT}:events"
 """The stream of changes; the id of an entry is `<revision>-0`."""
+OWNERS = f"{_ROOT}:owners"
+"""The identities to which the names of agents belong, after they have left too."""
 KEYS = (
     f"{_ROOT}:expiry",
     f"{_ROOT}:agents",
@@ -18,6 +20,8 @@ KEYS = (
     f"{_ROOT}:revision",
     EVENTS,
     f"{_ROOT}:expired",
+    OWNERS,
+    f"{_ROOT}:named",
 )
 
 
@@ -27,10 +31,13 @@ def request_key(identity: str, method: str, request_id: str) -> str:
 
 
 _MOST_EVENTS = 10_000
+# So long after its last registration a name is free for others.
+_NAME_MS = 30 * 86_400_000
 
 _BASE = f"""
 local EXPIRY, AGENTS, LEASES = KEYS[1], KEYS[2], KEYS[3]
 local REVISION, EVENTS, EXPIRED = KEYS[4], KEYS[5], KEYS[6]
+local OWNERS, NAMED = KEYS[7], KEYS[8]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -79,16 +86,16 @@ end
 expire()
 """
 
-# A repeated request gets its first answer, unless that was remembered for 0 ms. KEYS[7]: request
+# A repeated request gets its first answer, unless that was remembered for 0 ms. KEYS[9]: request
 _REPEATED = """
 local function answer(remember_ms, values)
   if tonumber(remember_ms) > 0 then
-    redis.call('SET', KEYS[7], cmsgpack.pack(values), 'PX', remember_ms)
+    redis.call('SET', KEYS[9], cmsgpack.pack(values), 'PX', remember_ms)
   end
   return values
 end
 local function answered(remember_ms)
-  local packed = tonumber(remember_ms) > 0 and redis.call('GET', KEYS[7])
+  local packed = tonumber(remember_ms) > 0 and redis.call('GET', KEYS[9])
   return packed and cmsgpack.unpack(packed)
 end
 """
@@ -98,17 +105,27 @@ end
 REGISTER = Script(
     _BASE
     + _REPEATED
+    + f"local NAME_MS = {_NAME_MS}"
     + """
 local id = ARGV[1]
 local first = answered(ARGV[7])
 if first then return first end
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', NAMED, '-inf', now - NAME_MS, 'LIMIT', 0, 100)) do
+  if not alive(name) then
+    redis.call('ZREM', NAMED, name)
+    redis.call('HDEL', OWNERS, name)
+  end
+end
 local present = find(id)
-if present and present.owner ~= ARGV[5] then return {-1} end
+local owner = present and present.owner or redis.call('HGET', OWNERS, id)
+if owner and owner ~= ARGV[5] then return {-1} end
 if not present and redis.call('ZCARD', EXPIRY) >= tonumber(ARGV[6]) then return {-2} end
 if present then remove(id, present, 'replaced', '') end
 local agent = {record = ARGV[2], lease = ARGV[3], owner = ARGV[5], revision = 0, beat = now}
 redis.call('ZADD', EXPIRY, now + ARGV[4], id)
 redis.call('HSET', LEASES, ARGV[3], id)
+redis.call('HSET', OWNERS, id, ARGV[5])
+redis.call('ZADD', NAMED, now, id)
 tell('join', agent, '', '')
 keep(id, agent)
 return answer(ARGV[7], {agent.revision, ARGV[3], ARGV[2], now})
@@ -142,6 +159,7 @@ return {agent.revision}
 """
 )
 
+# Without the lease, the name is free for others.
 # ARGV: agent id, lease id or "" for any, message, ms to remember the answer
 # Returns {revision, record, revision of the agent, beat} | {-1} no such agent | {-2} another lease
 LEAVE = Script(
@@ -153,6 +171,10 @@ if first then return first end
 local agent = alive(ARGV[1])
 if not agent then return {-1} end
 if ARGV[2] ~= '' and agent.lease ~= ARGV[2] then return {-2} end
+if ARGV[2] == '' then
+  redis.call('ZREM', NAMED, ARGV[1])
+  redis.call('HDEL', OWNERS, ARGV[1])
+end
 local revision = remove(ARGV[1], agent, 'deregistered', ARGV[3])
 return answer(ARGV[4], {revision, agent.record, agent.revision, agent.beat})
 """

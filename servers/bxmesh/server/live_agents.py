@@ -84,6 +84,7 @@ class LiveAgents:
     """The agents whose leases hold. Methods raise what Redis raises."""
 
     def __init__(self, redis: Redis, most_agents: int = 10_000) -> None:
+        self._redis = redis
         self._scripts = ScriptBatcher(redis)
         self._renewals = ScriptBatcher(redis, _GATHER_SECONDS)
         self._most_agents = most_agents
@@ -121,7 +122,8 @@ class LiveAgents:
                 raise MeshError(
                     grpc.StatusCode.ALREADY_EXISTS,
                     "AGENT_EXISTS",
-                    f"An agent of another identity is called {agent.agent_id}. Take another name.",
+                    f"An agent of another identity is or was called {agent.agent_id}. Take another "
+                    "name, or have the agent deregistered by whoever has registry_write.",
                     metadata={"agent_id": agent.agent_id},
                 )
             case [-2]:
@@ -229,6 +231,18 @@ class LiveAgents:
         if not found:
             raise no_such_agent(agent_id)
         return _agent(*found)
+
+    async def owner(self, agent_id: str) -> str:
+        """Returns to which identity the name of an agent belongs, alive or not; empty for none."""
+        owner: Any = await self._redis.hget(scripts.OWNERS, agent_id)
+        return owner.decode() if owner else ""
+
+    async def owned_by(self, identity: str) -> frozenset[str]:
+        """Returns the names of agents, alive or not, that belong to an identity."""
+        owners: Any = await self._redis.hgetall(scripts.OWNERS)
+        return frozenset(
+            name.decode() for name, owner in owners.items() if owner.decode() == identity
+        )
 
     async def list(self, capabilities: Sequence[str] = ()) -> tuple[list[agent_pb2.Agent], int]:
         """The agents that live and have all the capabilities, by name, and the revision."""

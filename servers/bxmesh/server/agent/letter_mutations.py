@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bxmesh.agent.v1 import queue_pb2
 from bxmesh.server.agent.letter_pages import newest, scan
@@ -25,8 +25,9 @@ async def replay_letters(
     store: TaskStore,
     request: queue_pb2.ReplayDeadLettersRequest,
     mutation: Mutation,
+    sees: Callable[[Letter], bool],
 ) -> queue_pb2.ReplayDeadLettersResponse:
-    """Puts letters back, oldest first; what comes meanwhile is left alone."""
+    """Puts letters that the caller sees back, oldest first; what comes meanwhile is left alone."""
     _require_something(request.filter)
     response = queue_pb2.ReplayDeadLettersResponse()
     if (first := await mutation.answered(response)) is not None:
@@ -46,7 +47,7 @@ async def replay_letters(
     bound = await newest(queues)
     if bound is not None:
         async for letter in scan(queues, request.filter, newest_first=False, bound=bound):
-            if not await letter.fits(request.filter, store):
+            if not sees(letter) or not await letter.fits(request.filter, store):
                 continue
             if letter.content is None or replayed + len(batch) >= limit:
                 remaining += 1
@@ -74,8 +75,9 @@ async def purge_letters(
     store: TaskStore,
     request: queue_pb2.PurgeDeadLettersRequest,
     mutation: Mutation,
+    sees: Callable[[Letter], bool],
 ) -> queue_pb2.PurgeDeadLettersResponse:
-    """Deletes letters; what comes meanwhile is left alone."""
+    """Deletes letters that the caller sees; what comes meanwhile is left alone."""
     _require_something(request.filter)
     response = queue_pb2.PurgeDeadLettersResponse()
     if (first := await mutation.answered(response)) is not None:
@@ -93,7 +95,7 @@ async def purge_letters(
     bound = await newest(queues)
     if bound is not None:
         async for letter in scan(queues, request.filter, newest_first=False, bound=bound):
-            if await letter.fits(request.filter, store):
+            if sees(letter) and await letter.fits(request.filter, store):
                 batches[letter.index].append(letter.stored.letter_id)
                 if len(batches[letter.index]) == _AT_ONCE:
                     purged += await delete(letter.index)

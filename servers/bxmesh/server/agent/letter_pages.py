@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from bxmesh.agent.v1 import queue_pb2
 from bxmesh.server.agent.letters import Letter
@@ -133,9 +133,12 @@ async def newest(queues: Sequence[WorkQueue]) -> Position | None:
 
 
 async def list_letters(
-    queues: Sequence[WorkQueue], store: TaskStore, request: queue_pb2.ListDeadLettersRequest
+    queues: Sequence[WorkQueue],
+    store: TaskStore,
+    request: queue_pb2.ListDeadLettersRequest,
+    sees: Callable[[Letter], bool],
 ) -> queue_pb2.ListDeadLettersResponse:
-    """Returns a page, newest first.
+    """Returns a page of what the caller sees, newest first.
 
     It may be shorter than asked for, and even empty, before the last one. Raises MeshError
     INVALID_ARGUMENT for a token that is none, or of another filter.
@@ -155,7 +158,7 @@ async def list_letters(
         ):
             response.next_page_token = last
             break
-        if await letter.fits(wanted, store):
+        if sees(letter) and await letter.fits(wanted, store):
             shown = await letter.message(store)
             room -= shown.ByteSize()
             if room < 0 and response.dead_letters:

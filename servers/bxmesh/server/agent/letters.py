@@ -82,6 +82,12 @@ class Letter:
         return None
 
     @property
+    def sender(self) -> str:
+        """The identity on whose behalf it was sent; empty when that cannot be read."""
+        entry = self.stored.entry()
+        return entry.item.identity if entry else ""
+
+    @property
     def capability(self) -> str:
         """The work that it is; empty when it is none, or cannot be read."""
         return self.content.kind if isinstance(self.content, work_pb2.WorkItem) else ""

@@ -27,9 +27,10 @@ _AGENT, _CAPABILITY = "agent/", "capability/"
 
 
 async def queue_stats(
-    mesh: AgentMesh, request: queue_pb2.GetQueueStatsRequest
+    mesh: AgentMesh, request: queue_pb2.GetQueueStatsRequest, owned: frozenset[str] | None
 ) -> queue_pb2.GetQueueStatsResponse:
-    """Figures of a page of queues, by name; only these are looked at. Raises MeshError NOT_FOUND
+    """Figures of a page of queues, by name; only these are looked at. Of mailboxes there are those
+    of `owned` agents, None for all; work queues are everybody's. Raises MeshError NOT_FOUND
     for a queue that there is not, INVALID_ARGUMENT for a token that is none."""
     digest = hashlib.sha256(repr((request.agent_id, request.capability)).encode()).hexdigest()[:16]
     after = ""
@@ -41,7 +42,7 @@ async def queue_stats(
                 "is not the next_page_token of a page with this queue",
                 reason="PAGE_TOKEN_INVALID",
             )
-    names = [name for name in await _names(mesh, request) if name > after]
+    names = [name for name in await _names(mesh, request, owned) if name > after]
     page = names[: request.page_size or _DEFAULT_SIZE]
     response = queue_pb2.GetQueueStatsResponse()
     dead_since = await _dead_since(mesh)
@@ -59,16 +60,21 @@ async def require_mailbox(mesh: AgentMesh, agent_id: str) -> None:
         raise no_such_agent(agent_id)
 
 
-async def _names(mesh: AgentMesh, request: queue_pb2.GetQueueStatsRequest) -> list[str]:
+async def _names(
+    mesh: AgentMesh, request: queue_pb2.GetQueueStatsRequest, owned: frozenset[str] | None
+) -> list[str]:
     match request.WhichOneof("queue"):
         case "agent_id":
+            if owned is not None and request.agent_id not in owned:
+                raise no_such_agent(request.agent_id)
             await require_mailbox(mesh, request.agent_id)
             return [f"{_AGENT}{request.agent_id}"]
         case "capability":
             return [f"{_CAPABILITY}{_queue_of(mesh, request.capability).options.name}"]
     with redis_errors():
         members: Any = await mesh.redis.smembers(mesh.mailboxes.keys.mailboxes)
-    names = [f"{_AGENT}{member.decode()}" for member in members]
+    agents = {member.decode() for member in members}
+    names = [f"{_AGENT}{name}" for name in (agents if owned is None else agents & owned)]
     names += [f"{_CAPABILITY}{queue.options.name}" for queue in mesh.work_queues]
     return sorted(names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -10,13 +11,15 @@ from bxmesh.agent.v1 import queue_pb2 as pb
 from bxmesh.server.agent.history import replay_messages
 from bxmesh.server.agent.letter_mutations import purge_letters, replay_letters
 from bxmesh.server.agent.letter_pages import list_letters
+from bxmesh.server.agent.letters import Letter
 from bxmesh.server.agent.mesh import AgentMesh, caller
 from bxmesh.server.agent.mutations import Mutation
 from bxmesh.server.agent.queue_figures import queue_stats, require_mailbox
 from bxmesh.server.errors import permission_denied
 from bxmesh.server.interceptors import current_identity
-from bxmesh.server.security.identities import EVERYTHING
+from bxmesh.server.security.ownership import may_change
 from bxmesh.server.streams import WorkQueue
+from bxmesh.server.streams.connection import redis_errors
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -30,30 +33,34 @@ class QueueRpcs:
         self, request: pb.ListDeadLettersRequest, context: Context
     ) -> pb.ListDeadLettersResponse:
         """Lists a page of dead letters, newest first."""
-        return await list_letters(self._queues, self._mesh.tasks.store, request)
+        return await list_letters(self._queues, self._mesh.tasks.store, request, await self._sees())
 
     async def ReplayDeadLetters(
         self, request: pb.ReplayDeadLettersRequest, context: Context
     ) -> pb.ReplayDeadLettersResponse:
         """Puts dead letters back to where they came from."""
         mutation = self._mutation("ReplayDeadLetters", request.request_id)
-        return await replay_letters(self._queues, self._mesh.tasks.store, request, mutation)
+        return await replay_letters(
+            self._queues, self._mesh.tasks.store, request, mutation, await self._sees()
+        )
 
     async def PurgeDeadLetters(
         self, request: pb.PurgeDeadLettersRequest, context: Context
     ) -> pb.PurgeDeadLettersResponse:
         """Deletes dead letters for good."""
         mutation = self._mutation("PurgeDeadLetters", request.request_id)
-        return await purge_letters(self._queues, self._mesh.tasks.store, request, mutation)
+        return await purge_letters(
+            self._queues, self._mesh.tasks.store, request, mutation, await self._sees()
+        )
 
     async def ReplayMessages(
         self, request: pb.ReplayMessagesRequest, context: Context
     ) -> pb.ReplayMessagesResponse:
         """Delivers what an agent has handled again."""
         await require_mailbox(self._mesh, request.agent_id)
-        agent, identity = await self._mesh.directory.find(request.agent_id), current_identity()
-        theirs = agent is None or agent.identity == identity.id
-        if not theirs and EVERYTHING not in identity.permissions:
+        with redis_errors():
+            owner = await self._mesh.agents.owner(request.agent_id)
+        if not may_change(current_identity(), owner):
             raise permission_denied(
                 f"{request.agent_id} belongs to another identity.", agent_id=request.agent_id
             )
@@ -64,7 +71,22 @@ class QueueRpcs:
         self, request: pb.GetQueueStatsRequest, context: Context
     ) -> pb.GetQueueStatsResponse:
         """Counts what is in queues."""
-        return await queue_stats(self._mesh, request)
+        return await queue_stats(self._mesh, request, await self._owned())
+
+    async def _owned(self) -> frozenset[str] | None:
+        """The names of agents whose mailboxes the caller sees; None for all."""
+        identity = current_identity()
+        if may_change(identity):
+            return None
+        with redis_errors():
+            return await self._mesh.agents.owned_by(identity.id)
+
+    async def _sees(self) -> Callable[[Letter], bool]:
+        """Says which letters the caller sees: what it sent, and what its agents were sent."""
+        identity, owned = current_identity(), await self._owned()
+        return lambda letter: (
+            owned is None or letter.agent_id in owned or letter.sender == identity.id
+        )
 
     @property
     def _queues(self) -> tuple[WorkQueue, ...]:

@@ -14,7 +14,7 @@ from bxmesh.server.agent.states import States, state_topic
 from bxmesh.server.errors import MeshError, permission_denied
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.open_streams import OpenStreams
-from bxmesh.server.security.identities import EVERYTHING
+from bxmesh.server.security.ownership import may_change
 from bxmesh.server.streams.connection import redis_errors
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -89,7 +89,7 @@ def _owner(agent_id: str, owner: str) -> str:
     Only the agent itself may; while it is away, whoever it belonged to; what nobody has, anybody.
     """
     identity = current_identity()
-    if owner not in ("", identity.id) and EVERYTHING not in identity.permissions:
+    if owner and not may_change(identity, owner):
         raise permission_denied(
             f"The state of {agent_id} belongs to another identity.", agent_id=agent_id
         )

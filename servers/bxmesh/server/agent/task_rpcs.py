@@ -9,14 +9,14 @@ import grpc
 from google.protobuf.message import Message
 
 from bxmesh.agent.v1 import task_pb2 as pb
-from bxmesh.security.v1 import visibility_pb2
 from bxmesh.server import telemetry
 from bxmesh.server.agent.mesh import AgentMesh
 from bxmesh.server.agent.task_watch import follow
 from bxmesh.server.errors import MeshError, invalid_argument, permission_denied
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.open_streams import OpenStreams
-from bxmesh.server.security.identities import EVERYTHING, Identity
+from bxmesh.server.security.identities import Identity
+from bxmesh.server.security.ownership import may_change, sees, shared_team
 from bxmesh.server.tasks import errors
 from bxmesh.server.tasks.listing import list_tasks
 from bxmesh.server.tasks.records import Record
@@ -46,6 +46,7 @@ class TaskRpcs:
         record = await self._mesh.tasks.assign(
             spec,
             identity.id,
+            team=shared_team(identity, spec.visibility),
             parent=await self._parent(spec.parent_task_id, identity),
             wait_for_agent=request.wait_for_agent,
             trace_context=trace,
@@ -57,7 +58,7 @@ class TaskRpcs:
         if not task_id:
             return None
         parent = await self._mesh.tasks.store.parent(task_id)
-        if EVERYTHING in identity.permissions or identity.id in (parent.owner, parent.identity):
+        if may_change(identity, parent.owner, parent.identity):
             return parent
         if parent.public:
             raise permission_denied(f"{identity.id} does not do task {task_id}.", task_id=task_id)
@@ -89,8 +90,8 @@ class TaskRpcs:
     ) -> pb.ListTasksResponse:
         """Lists a page of the tasks that the caller sees."""
         identity = current_identity()
-        sees = "" if EVERYTHING in identity.permissions else identity.id
-        return await list_tasks(self._mesh.tasks.store, request, sees)
+        seer = None if may_change(identity) else identity
+        return await list_tasks(self._mesh.tasks.store, request, seer)
 
     async def CancelTask(
         self, request: pb.CancelTaskRequest, context: Context
@@ -98,7 +99,7 @@ class TaskRpcs:
         """Cancels a task, and what was assigned on its behalf when asked to."""
         identity, store = current_identity(), self._mesh.tasks.store
         task = await self._find(request.task_id)
-        if EVERYTHING not in identity.permissions and task.owner != identity.id:
+        if not may_change(identity, task.owner):
             raise permission_denied(
                 f"Task {task.task_id} belongs to another identity.", task_id=task.task_id
             )
@@ -153,10 +154,12 @@ class TaskRpcs:
 
 def _sees(identity: Identity, record: Record) -> bool:
     task = record.task()
-    return (
-        EVERYTHING in identity.permissions
-        or identity.id in (task.owner, record.identity)
-        or task.spec.visibility == visibility_pb2.VISIBILITY_ALL
+    return sees(
+        identity,
+        task.owner,
+        record.identity,
+        visibility=task.spec.visibility,
+        team=task.team,
     )
 
 

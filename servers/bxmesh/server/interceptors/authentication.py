@@ -172,7 +172,9 @@ class AuthenticationInterceptor(Interceptor):
                     return authenticator, identity
         raise unauthenticated("The key of this call is not valid here.", reason="KEY_INVALID")
 
-    def _tell(self, kind: ViolationKind.ValueType, call: Call, error: MeshError, identity_id: str) -> None:
+    def _tell(
+        self, kind: ViolationKind.ValueType, call: Call, error: MeshError, identity_id: str
+    ) -> None:
         self._events.violation(
             ViolationEvent(
                 kind,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from bxmesh.registry.v1 import agent_pb2, discovery_pb2
 from bxmesh.server import agent_selection as selection
-from bxmesh.server.errors import deadline_exceeded, invalid_argument, permission_denied
+from bxmesh.server.errors import MeshError, deadline_exceeded, invalid_argument, permission_denied
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.open_streams import OpenStreams
@@ -21,14 +21,13 @@ from bxmesh.server.registry import heartbeat, pages
 from bxmesh.server.registry.feed import Feed
 from bxmesh.server.registry.statistics import registry_stats
 from bxmesh.server.registry.watch import follow
-from bxmesh.server.security.identities import EVERYTHING
+from bxmesh.server.security.permissions import capability_permission
 from bxmesh.server.streams.connection import redis_errors
 
 __all__ = ["RegistryService"]
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_WRITE_ANY = frozenset({EVERYTHING, "registry_write"})
 _MOST_FOUND = 100
 _LONGEST_LEASE_SECONDS = 3600
 
@@ -43,9 +42,12 @@ class RegistryService:
         lease_seconds: int = 30,
         most_agents: int = 10_000,
         slow_consumer_seconds: float = 30.0,
+        is_identity: Callable[[str], bool] = lambda name: False,
     ) -> None:
-        """Takes the lease of agents that ask for none, how many there may be, and how long a
-        watch waits for a caller that does not read."""
+        """Takes the lease of agents that ask for none, how many there may be, how long a watch
+        waits for a caller that does not read, and what says whether an identity has a name: agents
+        of others must not pass for it."""
+        self._is_identity = is_identity
         self._agents = LiveAgents(redis, most_agents)
         self._feed = Feed(redis, self._agents)
         self._streams = OpenStreams()
@@ -73,7 +75,17 @@ class RegistryService:
         self, request: agent_pb2.RegisterAgentRequest, context: Context
     ) -> agent_pb2.RegisterAgentResponse:
         """Brings an agent into the mesh."""
+        identity = current_identity()
         names = [capability.name for capability in request.capabilities]
+        if names:
+            identity.require("task_execute", *map(capability_permission, names))
+        if request.agent_id != identity.id and self._is_identity(request.agent_id):
+            raise MeshError(
+                grpc.StatusCode.ALREADY_EXISTS,
+                "AGENT_EXISTS",
+                f"{request.agent_id} is the name of an identity. Take another name.",
+                metadata={"agent_id": request.agent_id},
+            )
         for index, name in enumerate(names):
             if name in names[:index]:
                 raise invalid_argument(f"capabilities[{index}].name", f"{name} is there twice")
@@ -86,7 +98,7 @@ class RegistryService:
             max_concurrent_tasks=request.max_concurrent_tasks or 1,
             status=request.status or agent_pb2.AGENT_STATUS_ACTIVE,
             lease_ttl_seconds=request.lease_ttl_seconds or self._lease_seconds,
-            identity=current_identity().id,
+            identity=identity.id,
             definition_id=request.definition_id,
         )
         agent.register_time.GetCurrentTime()
@@ -133,7 +145,7 @@ class RegistryService:
     ) -> agent_pb2.DeregisterAgentResponse:
         """Takes an agent out of the mesh."""
         identity = current_identity()
-        if not request.lease_id and _WRITE_ANY.isdisjoint(identity.permissions):
+        if not request.lease_id and not identity.may("registry_write"):
             raise permission_denied(
                 f"{identity.id} may only deregister agents whose lease_id it gives."
             )

@@ -41,7 +41,7 @@ class Identity:
 
     def require(self, *permissions: str) -> None:
         """Raises MeshError PERMISSION_DENIED (PERMISSION_MISSING) unless it has all of them."""
-        missing = [permission for permission in permissions if not self.may(permission)]
+        missing = [name for name in dict.fromkeys(permissions) if not self.may(name)]
         if missing:
             raise missing_permission(self.id, missing)
 
@@ -52,11 +52,11 @@ class Identity:
 
 def missing_permission(identity_id: str, missing: Iterable[str], what: str = "") -> MeshError:
     """Returns the error for a caller without permissions for something."""
-    names = ", ".join(missing)
+    names = list(missing)
     return permission_denied(
-        f"{identity_id} lacks {names}{f' for {what}' if what else ''}. "
-        f"Whoever has security_admin can give it: bxmesh security grant {identity_id} {names}",
+        f"{identity_id} lacks {', '.join(names)}{f' for {what}' if what else ''}. Whoever has "
+        f"security_admin can give it: bxmesh security grant {identity_id} {' '.join(names)}",
         reason="PERMISSION_MISSING",
         identity=identity_id,
-        permissions=names,
+        permissions=",".join(names),
     )

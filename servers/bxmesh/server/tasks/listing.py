@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from bxmesh.agent.v1 import task_pb2 as pb
 from bxmesh.server.errors import invalid_argument
+from bxmesh.server.security.identities import Identity
 from bxmesh.server.tasks.store import TaskStore
 
 _DEFAULT_SIZE = 100
@@ -20,9 +21,9 @@ _LOOKED_AT_ONCE = 500
 
 
 async def list_tasks(
-    store: TaskStore, request: pb.ListTasksRequest, identity: str
+    store: TaskStore, request: pb.ListTasksRequest, identity: Identity | None
 ) -> pb.ListTasksResponse:
-    """Returns a page of what an identity sees; empty means everything.
+    """Returns a page of what an identity sees; None means everything.
 
     A page may be shorter than asked for, and even empty, before the last one. Raises MeshError
     INVALID_ARGUMENT for a token that is none, or of other filters.
@@ -37,7 +38,8 @@ async def list_tasks(
             "states": list(request.states),
             "type": request.task_type,
             "agent": request.agent_id,
-            "identity": identity,
+            "identity": identity.id if identity else "",
+            "team": identity.team if identity else "",
         }
     )
     response = pb.ListTasksResponse()

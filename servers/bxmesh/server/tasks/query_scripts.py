@@ -102,7 +102,8 @@ local function fits(live)
     and (filter.type == '' or live.type == filter.type)
     and (filter.agent == '' or (live.agent == filter.agent and live.state ~= PENDING))
     and (filter.identity == '' or live.public or live.owner == filter.identity
-      or live.who == filter.identity)
+      or live.who == filter.identity
+      or (live.team and live.team ~= '' and live.team == filter.team))
 end
 local last = 0
 for i = 1, #rows, 2 do

@@ -250,6 +250,7 @@ local live = {
   expires = 0, deadline = 0, spared = 0, lost = false, delayed = false, stream = '', entry = '',
   demand = new.demand, wanted = new.wanted, bonus = new.bonus, priority = new.priority,
   sticky = new.sticky, type = new.type, owner = new.owner, public = new.public,
+  team = new.team,
   limit = new.limit, backoff = new.backoff, most_backoff = new.most_backoff, final = new.final,
   timeout = new.timeout, parent = new.parent, depth = new.depth, line = new.line,
   trace = new.trace,

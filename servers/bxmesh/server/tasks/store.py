@@ -48,6 +48,8 @@ class NewTask:
     owner: str
     """The identity that assigns it."""
     demand: Demand
+    team: str = ""
+    """Who sees it besides; empty for no team."""
     depth: int = 0
     """How many parents it has above it."""
     line: tuple[str, ...] = ()
@@ -122,7 +124,13 @@ class TaskStore:
         """
         task_id = uuid.uuid4().hex
         spec, trace = new.spec, json.dumps(dict(new.trace_context))
-        head = pb.Task(task_id=task_id, spec=spec, owner=new.owner, trace_context=new.trace_context)
+        head = pb.Task(
+            task_id=task_id,
+            spec=spec,
+            owner=new.owner,
+            team=new.team,
+            trace_context=new.trace_context,
+        )
         priority = spec.priority or message_pb2.PRIORITY_MEDIUM
         answer = await self._call(
             scripts.CREATE,
@@ -137,6 +145,7 @@ class TaskStore:
                     "sticky": spec.sticky_key,
                     "type": spec.task_type,
                     "owner": new.owner,
+                    "team": new.team,
                     "public": spec.visibility == _PUBLIC,
                     "timeout": int(spec.timeout.ToNanoseconds() / 1000),
                     "parent": spec.parent_task_id,
