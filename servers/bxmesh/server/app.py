@@ -192,7 +192,9 @@ async def _add_services(
         names.append(offer(grpc_server, agent_service_pb2, agents))
         drains.append(agents.drain)
     if "security" in settings.services:
-        names.append(offer(grpc_server, security_service_pb2, SecurityService(secured.mesh)))
+        security = SecurityService(secured.mesh)
+        names.append(offer(grpc_server, security_service_pb2, security))
+        drains.append(security.drain)
     return names, drains
 
 

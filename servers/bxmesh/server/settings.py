@@ -121,6 +121,9 @@ class Settings(BaseSettings):
     message_history_lifetime: float = Field(default=86400.0, gt=0)
     """How long they are kept after the last of them."""
 
+    audit_days: int = Field(default=365, ge=1)
+    """How many days the audit log is kept."""
+
     activity_log: Path | None = None
     """A directory for JSON Lines by day of what agents, messages and tasks do; None keeps none."""
     activity_log_days: int = Field(default=30, ge=0)

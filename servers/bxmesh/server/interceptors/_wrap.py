@@ -22,15 +22,20 @@ Proceed = Callable[[], Awaitable[Any]]
 class Call:
     """One RPC being served."""
 
-    __slots__ = ("context", "metadata", "method", "on_request", "on_response")
+    __slots__ = ("context", "metadata", "method", "on_request", "on_response", "streams")
 
     def __init__(
-        self, details: grpc.HandlerCallDetails, context: grpc.aio.ServicerContext[Any, Any]
+        self,
+        details: grpc.HandlerCallDetails,
+        context: grpc.aio.ServicerContext[Any, Any],
+        streams: bool,
     ) -> None:
         self.method: str = details.method
         """The full method, as in /package.Service/Method."""
         self.metadata: tuple[tuple[str, str | bytes], ...] = details.invocation_metadata
         self.context = context
+        self.streams = streams
+        """Whether it has a stream of requests or of responses."""
         self.on_request: Hook | None = None
         """Called with each request message before the handler sees it; may raise."""
         self.on_response: Hook | None = None
@@ -111,9 +116,10 @@ def _wrap(
         "_stream" if handler.response_streaming else "_unary"
     )
     behaviour = getattr(handler, kind)
+    streams = bool(handler.request_streaming or handler.response_streaming)
 
     async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        call = Call(details, context)
+        call = Call(details, context, streams)
 
         async def proceed() -> Any:
             argument: Any = request

@@ -33,8 +33,8 @@ Authorizer = Callable[[Identity, str], tuple[str, ...]]
 """Returns what a full method, /package.Service/Method, asks for, or raises MeshError
 PERMISSION_DENIED."""
 
-Counter = Callable[[Identity, str, tuple[str, ...], bool], None]
-"""Is told of each call: who, what, by which permissions, and whether it was refused."""
+Counter = Callable[[Identity | None, tuple[str, ...], bool], None]
+"""Is told of each call: of whom, by which permissions, and whether it was refused."""
 
 
 class Authenticator(Protocol):
@@ -110,7 +110,7 @@ class AuthenticationInterceptor(Interceptor):
         *,
         certificates: CertificateAuthenticator | None = None,
         events: SecurityEvents = IGNORED,
-        count: Counter = lambda identity, method, permissions, refused: None,
+        count: Counter = lambda identity, permissions, refused: None,
         address_of: Callable[[str], str] = lambda peer: peer,
     ) -> None:
         """Takes who is told of violations and of calls, and how a peer's address is written."""
@@ -131,13 +131,16 @@ class AuthenticationInterceptor(Interceptor):
         try:
             permissions = self._authorize(identity, call.method)
         except MeshError as error:
-            self._count(identity, call.method, (), True)
+            self._count(identity, (), True)
             self._tell(ViolationKind.VIOLATION_KIND_AUTHORIZATION, call, error, identity.id)
             raise
-        self._count(identity, call.method, permissions, False)
+        self._count(identity, permissions, False)
         with EndableBlock() as block:
             caller = _Caller(identity, source, call.method, block)
             _caller.set(caller)
+            if not call.streams:
+                # It ends by itself, and may be what ends its own key.
+                return await proceed()
             self._open.add(caller)
             try:
                 return await proceed()
@@ -160,6 +163,7 @@ class AuthenticationInterceptor(Interceptor):
                 reason="KEY_MISSING",
             )
         except MeshError as error:
+            self._count(None, (), True)
             if error.reason != "REDIS_UNAVAILABLE":
                 self._tell(ViolationKind.VIOLATION_KIND_AUTHENTICATION, call, error, "")
             raise
@@ -188,11 +192,11 @@ class AuthenticationInterceptor(Interceptor):
         )
 
     def look(self) -> None:
-        """Has `watch` look at all open calls, because somebody's rights have changed."""
+        """Has `watch` look at all open streams, because somebody's rights have changed."""
         self._changed.set()
 
     async def watch(self) -> None:
-        """Ends open calls whose callers may make them no longer, until it is cancelled."""
+        """Ends open streams whose callers may hold them no longer, until it is cancelled."""
         while True:
             try:
                 async with asyncio.timeout(_LOOK_SECONDS):

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from redis.asyncio import Redis
 
 from bxmesh.server.settings import Settings
 
+from .audit import AuditLog
 from .directory import Directory
 from .events import SecurityEvents
 from .mesh_key import MeshKey
 from .mirror import Mirror
 from .policy_source import PolicySource
+from .usage import Usage
+from .violations import Violations
 
 __all__ = ["SecurityMesh"]
-
-
-class LastUse(Protocol):
-    """Knows when who called last."""
-
-    async def last_used(self, names: Sequence[str]) -> Mapping[str, float]:
-        """Returns the times, to the minute, in seconds since 1970, of those that ever called.
-
-        Names are those of identities and of credentials. Raises what Redis raises.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,4 +32,10 @@ class SecurityMesh:
     directory: Directory
     events: SecurityEvents
     policies: PolicySource
-    usage: LastUse
+    usage: Usage
+    audit_log: AuditLog
+    violations: Violations
+    count_blocked: Callable[[], Awaitable[int]]
+    """Says how many client addresses are refused for a while now."""
+    open_circuits: Callable[[], Awaitable[Sequence[str]]]
+    """Says which circuit breakers are open now, by target."""

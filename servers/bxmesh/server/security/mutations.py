@@ -19,7 +19,7 @@ from .records import Change, ConflictError, Memo
 
 __all__ = ["Plan", "aborted", "mutate"]
 
-_TRIES = 5
+_TRIES = 30
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Answer = TypeVar("Answer", bound=Message)

@@ -1,4 +1,4 @@
-"""Pages of what lies in memory, in the order of names."""
+"""Pages: where one begins, and the token of the next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from bxmesh.server.errors import invalid_argument
 
-__all__ = ["page_of"]
+__all__ = ["page_of", "token_of", "token_place"]
 
 _DEFAULT_SIZE = 100
 
@@ -20,31 +20,38 @@ def page_of(
 ) -> tuple[list[T], str]:
     """Returns a page of what is sorted by name, and the token of the next page, empty on the last.
 
-    A token is good for requests that ask for the same; names sort backwards with `newest_first`.
-    Raises MeshError INVALID_ARGUMENT for a token that is none, or of another request.
+    Names sort backwards with `newest_first`. Raises MeshError like `token_place`.
     """
-    after = _start(request)
+    after = token_place(request)
     rest = [
         item
         for item in items
         if not after or (name(item) < after if newest_first else name(item) > after)
     ]
     page = rest[: request.page_size or _DEFAULT_SIZE]
-    more = len(page) < len(rest)
-    return page, f"{_digest(request)}:{name(page[-1])}" if more else ""
+    return page, token_of(request, name(page[-1])) if len(page) < len(rest) else ""
 
 
-def _start(request: Any) -> str:
+def token_place(request: Any) -> str:
+    """Returns the place behind which the page begins that a request asks for; empty for the first.
+
+    Raises MeshError INVALID_ARGUMENT for a token that is none, or of a request with other filters.
+    """
     if not request.page_token:
         return ""
-    digest, _, name = request.page_token.partition(":")
-    if digest != _digest(request) or not name:
+    digest, _, place = request.page_token.partition(":")
+    if digest != _digest(request) or not place:
         raise invalid_argument(
             "page_token",
             "is not the next_page_token of a page with this filter",
             reason="PAGE_TOKEN_INVALID",
         )
-    return str(name)
+    return str(place)
+
+
+def token_of(request: Any, place: str) -> str:
+    """Returns the token of the page that begins behind a place."""
+    return f"{_digest(request)}:{place}"
 
 
 def _digest(request: Any) -> str:
