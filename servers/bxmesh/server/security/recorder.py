@@ -183,5 +183,5 @@ def _line(waiting: _Waiting) -> AuditEvent:
         event.action,
         event.resource,
         outcome,
-        {"rule": event.rule, "message": event.message, **details},
+        {"rule": event.rule, **details},
     )
