@@ -17,7 +17,6 @@ from bxmesh.registry.v1 import registry_service_pb2
 from bxmesh.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from bxmesh.security.v1 import credential_pb2, identity_pb2, security_service_pb2
 from bxmesh.security.v1.security_service_pb2_grpc import SecurityServiceStub
-from bxmesh.server.interceptors import server_interceptors
 from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.security.guard import Guard, guard
 from bxmesh.server.security.service import SecurityService
@@ -86,7 +85,7 @@ async def serving(redis: Redis, folder: str | Path | None = None) -> AsyncIterat
             RegistryService(redis) as registry,
         ):
             server = grpc.aio.server(
-                interceptors=server_interceptors(secured.authentication),
+                interceptors=secured.interceptors(),
                 options=[("grpc.so_reuseport", 0)],
             )
             offer(server, security_service_pb2, SecurityService(secured.mesh))

@@ -30,7 +30,6 @@ from bxmesh.server.geometry.routing import Router
 from bxmesh.server.geometry.service import GeometryService
 from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.health import Health
-from bxmesh.server.interceptors import server_interceptors
 from bxmesh.server.listening import add_port, write_server_file
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.reflection import add_reflection
@@ -123,7 +122,7 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     key = await asyncio.to_thread(load_or_create, settings.state_dir)
     server.activity = await stack.enter_async_context(recording(settings, redis, (server.queue,)))
     secured = await stack.enter_async_context(guard(settings, redis, key))
-    interceptors = server_interceptors(secured.authentication, server.activity)
+    interceptors = secured.interceptors(server.activity)
     grpc_server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
     names, drains = await _add_services(server, grpc_server, secured, stack)
     health = Health(settings, redis, names)
@@ -187,7 +186,7 @@ async def _add_services(
         drains.append(registry.drain)
     if "agent" in settings.services:
         agents = await stack.enter_async_context(
-            agent_service(settings, redis, (server.queue,), server.activity)
+            agent_service(settings, redis, (server.queue,), server.activity, secured.rules)
         )
         names.append(offer(grpc_server, agent_service_pb2, agents))
         drains.append(agents.drain)

@@ -11,6 +11,7 @@ from bxmesh.server.agent.connections import Connections
 from bxmesh.server.agent.directory import Directory
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.live_agents import LiveAgents
+from bxmesh.server.security.message_rules import ALL_ALLOWED, MessageRules
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import WorkClient, WorkQueue
 from bxmesh.server.streams.bells import Bells
@@ -35,6 +36,8 @@ class AgentMesh:
     """Other queues whose dead letters and figures the service shows."""
     activity: Activity = OFF
     """What is told what becomes of messages."""
+    rules: MessageRules = ALL_ALLOWED
+    """Who may send what to whom."""
 
 
 def caller() -> str:

@@ -49,6 +49,7 @@ class MessageRpcs:
         )
         if await answer_waiting(mesh, envelope):
             return response
+        mesh.rules.check(envelope.sender, envelope.recipient, envelope.message_type)
         known = await require_recipient(mesh, envelope.recipient)
         direct = request.delivery_mode == pb.DELIVERY_MODE_DIRECT
         if not known and (direct or not request.hold_for_recipient):
@@ -126,7 +127,9 @@ class MessageRpcs:
         recipients = [
             agent.agent_id
             for agent in await mesh.directory.everybody()
-            if fits(agent, wanted) and (request.include_sender or agent.agent_id != envelope.sender)
+            if fits(agent, wanted)
+            and (request.include_sender or agent.agent_id != envelope.sender)
+            and mesh.rules.allows(envelope.sender, agent.agent_id, envelope.message_type)
         ]
         once = bool(request.request_id or request.envelope.message_id)
         direct = request.delivery_mode == pb.DELIVERY_MODE_DIRECT

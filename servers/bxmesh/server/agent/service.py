@@ -21,6 +21,7 @@ from bxmesh.server.agent.state_rpcs import StateRpcs
 from bxmesh.server.agent.task_rpcs import TaskRpcs
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.open_streams import OpenStreams
+from bxmesh.server.security.message_rules import ALL_ALLOWED, MessageRules
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import WorkClient, WorkQueue
 from bxmesh.server.streams.bells import Bells
@@ -40,6 +41,7 @@ async def agent_service(
     redis: Redis,
     work_queues: tuple[WorkQueue, ...] = (),
     activity: Activity = OFF,
+    rules: MessageRules = ALL_ALLOWED,
 ) -> AsyncIterator[AgentService]:
     """A service with all that it needs, within a block."""
     mailboxes = Mailboxes(redis, settings.mailbox_options)
@@ -61,6 +63,7 @@ async def agent_service(
             tasks,
             work_queues,
             activity,
+            rules,
         )
         async with AgentService(mesh) as service:
             yield service

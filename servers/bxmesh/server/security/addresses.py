@@ -1,17 +1,218 @@
-"""The addresses of callers."""
+"""The addresses of callers: how they are written, and which are refused."""
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple
 from urllib.parse import unquote
 
-__all__ = ["address_of"]
+from redis.asyncio import Redis
+
+from bxmesh.security.v1.policy_pb2 import IpBlock, Policy
+from bxmesh.server.errors import MeshError, permission_denied
+from bxmesh.server.streams.connection import REDIS_ERRORS
+from bxmesh.server.streams.ending import end_tasks
+
+from .events import AuditEvent, SecurityEvents, ViolationEvent
+from .mirror import Mirror
+from .policies import Policies
+from .records import Change, ConflictError
+
+__all__ = ["IP_BLOCK", "Addresses", "address_of", "admitted", "is_local", "rules_of"]
+
+IP_BLOCK = "ip_block"
+"""The kind of records that say which addresses are refused for a while."""
+
+_log = logging.getLogger(__name__)
+
+_ABUSE = "bxmesh:{security}:abuse"
+_GATHER_SECONDS = 0.25
+_MOST_DECISIONS = 10_000
+_MOST_BLOCKS = 100_000
+
+
+class Rule(NamedTuple):
+    """Who is admitted or refused."""
+
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network
+    allow: bool
 
 
 def address_of(peer: str) -> str:
-    """Returns the address in gRPC's name of a peer, such as ipv4:192.0.2.1:5000."""
+    """Returns the address in gRPC's name of a peer, such as ipv4:192.0.2.1:5000; `unix` for a
+    socket on this machine. What a caller says of itself in headers counts for nothing."""
     kind, _, rest = unquote(peer).partition(":")
-    if kind == "ipv4":
-        return rest.rpartition(":")[0]
-    if kind == "ipv6":
-        return rest.rpartition(":")[0].strip("[]")
-    return kind
+    if kind not in ("ipv4", "ipv6"):
+        return kind
+    text = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return text
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
+def is_local(address: str) -> bool:
+    """Whether an address is on this machine: it is never refused, so that operators get back in."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return True
+
+
+def rules_of(policy: Policy) -> list[Rule]:
+    """Returns the rules of a policy on addresses."""
+    return [
+        Rule(ipaddress.ip_network(rule.network, strict=False), rule.allow)
+        for rule in policy.ip_rules
+    ]
+
+
+def admitted(rules: Sequence[Rule], address: str) -> bool:
+    """Whether rules admit an address: the first that fits decides, none means admitted."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return True
+    return next((rule.allow for rule in rules if parsed in rule.network), True)
+
+
+class Addresses:
+    """Refuses addresses by the rules of the policy, and for a while those that break many rules.
+
+    An async context manager, within which it counts.
+    """
+
+    def __init__(self, redis: Redis, mirror: Mirror, policies: Policies) -> None:
+        self._redis = redis
+        self._mirror = mirror
+        self._policies = policies
+        self._rules: list[Rule] = []
+        self._decisions: dict[str, bool] = {}
+        self._counts: Counter[str] = Counter()
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.events: SecurityEvents | None = None
+        policies.on_change(self._read)
+        self._read()
+
+    async def __aenter__(self) -> Addresses:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._task is not None:
+            await end_tasks(self._task)
+
+    def _read(self) -> None:
+        self._rules = rules_of(self._policies.policy)
+        self._decisions.clear()
+
+    def refusal(self, address: str) -> MeshError | None:
+        """Returns why an address is refused now, None when it is not."""
+        if not self._rules and not self._mirror.all(IP_BLOCK):
+            return None
+        if is_local(address):
+            return None
+        block = self._block(address)
+        if block is not None:
+            seconds = max(1.0, block.expire_time.seconds - time.time())
+            error = permission_denied(
+                f"Calls from {address} are refused for a while: {block.reason}.",
+                reason="ADDRESS_BLOCKED",
+                address=address,
+            )
+            error.retry_after = seconds
+            return error
+        if not self._admitted(address):
+            return permission_denied(
+                f"Calls from {address} are not admitted to this mesh.",
+                reason="ADDRESS_REFUSED",
+                address=address,
+            )
+        return None
+
+    def _admitted(self, address: str) -> bool:
+        decision = self._decisions.get(address)
+        if decision is None:
+            if len(self._decisions) >= _MOST_DECISIONS:
+                self._decisions.clear()
+            decision = self._decisions[address] = admitted(self._rules, address)
+        return decision
+
+    def _block(self, address: str) -> IpBlock | None:
+        record = self._mirror.get(IP_BLOCK, address)
+        block = IpBlock.FromString(record.data) if record else None
+        return block if block and block.expire_time.seconds > time.time() else None
+
+    def blocks(self) -> list[IpBlock]:
+        """Returns what is refused for a while now, by address."""
+        found = (self._block(address) for address in sorted(self._mirror.all(IP_BLOCK)))
+        return [block for block in found if block is not None]
+
+    def violated(self, event: ViolationEvent) -> None:
+        """Counts a violation against the address it came from."""
+        counted = self._policies.policy.abuse_block.violations > 0
+        if counted and event.address and not is_local(event.address):
+            self._counts[event.address] += 1
+            self._news.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(_GATHER_SECONDS)
+            self._news.clear()
+            counts, self._counts = self._counts, Counter()
+            try:
+                for address, count in counts.items():
+                    await self._count(address, count)
+            except (MeshError, ConflictError, *REDIS_ERRORS) as error:
+                _log.warning("violations are not counted by address: %s", error)
+
+    async def _count(self, address: str, count: int) -> None:
+        rule = self._policies.policy.abuse_block
+        if not rule.violations or self._block(address) is not None:
+            return
+        name = f"{_ABUSE}:{address}"
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.incrby(name, count)
+        pipeline.expire(name, max(1, rule.window.seconds), nx=True)
+        total, _ = await pipeline.execute()
+        if total < rule.violations or len(self._mirror.all(IP_BLOCK)) >= _MOST_BLOCKS:
+            return
+        await self._redis.delete(name)
+        block = IpBlock(
+            address=address,
+            reason=f"{total} violations within {rule.window.seconds} s",
+        )
+        block.create_time.GetCurrentTime()
+        block.expire_time.FromSeconds(
+            block.create_time.seconds + max(1, rule.block_duration.seconds)
+        )
+        over = [
+            Change(IP_BLOCK, name, -1, None)
+            for name in list(self._mirror.all(IP_BLOCK))[:1000]
+            if self._block(name) is None and name != address
+        ]
+        await self._mirror.commit([Change(IP_BLOCK, address, -1, block.SerializeToString()), *over])
+        if self.events is not None:
+            self.events.note(
+                AuditEvent(
+                    "ip_block.created",
+                    address=address,
+                    resource=f"address/{address}",
+                    details={"reason": block.reason},
+                )
+            )

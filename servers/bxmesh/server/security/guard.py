@@ -11,12 +11,18 @@ from functools import partial
 from redis.asyncio import Redis
 
 from bxmesh.security.v1.violation_pb2 import SEVERITY_CRITICAL, VIOLATION_KIND_FORGERY
-from bxmesh.server.interceptors import AuthenticationInterceptor
+from bxmesh.server.activity import OFF, Activity
+from bxmesh.server.interceptors import (
+    AuthenticationInterceptor,
+    Interceptor,
+    server_interceptors,
+)
+from bxmesh.server.interceptors.limits import AddressInterceptor, LimitsInterceptor
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams.ending import end_tasks
 
 from . import mesh_key
-from .addresses import address_of
+from .addresses import IP_BLOCK, Addresses, address_of
 from .admin_key import AdminKeyAuthenticator
 from .api_keys import ApiKeyAuthenticator
 from .audit import AuditLog
@@ -24,8 +30,10 @@ from .authorization import authorize
 from .directory import API_KEY, IDENTITY, ROLE, Directory
 from .events import ViolationEvent
 from .mesh import SecurityMesh
+from .message_rules import MessageRules
 from .mirror import Mirror
-from .policy_source import NO_POLICY
+from .policies import POLICY, Policies
+from .rate_limits import RateLimiter
 from .recorder import Recorder
 from .records import Records
 from .usage import Usage
@@ -33,7 +41,7 @@ from .violations import Violations
 
 __all__ = ["Guard", "guard"]
 
-_KINDS = (IDENTITY, ROLE, API_KEY)
+_KINDS = (IDENTITY, ROLE, API_KEY, POLICY, IP_BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,15 @@ class Guard:
 
     mesh: SecurityMesh
     authentication: AuthenticationInterceptor
+    before: tuple[Interceptor, ...]
+    after: tuple[Interceptor, ...]
+    rules: MessageRules
+
+    def interceptors(self, activity: Activity = OFF) -> list[Interceptor]:
+        """Returns the interceptors of a server, outermost first."""
+        return server_interceptors(
+            self.authentication, activity, before=self.before, after=self.after
+        )
 
 
 @asynccontextmanager
@@ -56,8 +73,13 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
         Usage(redis) as usage,
     ):
         directory = Directory(mirror)
+        policies = Policies(mirror)
         violations = Violations(redis, key)
-        async with Recorder(log, violations) as recorder:
+        async with (
+            Addresses(redis, mirror, policies) as addresses,
+            Recorder(log, violations, addresses.violated) as recorder,
+        ):
+            addresses.events = recorder
             mirror.on_forged = partial(_tell_forged, recorder)
             mesh = SecurityMesh(
                 settings=settings,
@@ -66,11 +88,11 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
                 mirror=mirror,
                 directory=directory,
                 events=recorder,
-                policies=NO_POLICY,
+                policies=policies,
+                addresses=addresses,
                 usage=usage,
                 audit_log=log,
                 violations=violations,
-                count_blocked=_none_blocked,
                 open_circuits=_none_open,
             )
             authentication = AuthenticationInterceptor(
@@ -83,7 +105,13 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
             mirror.on_change(authentication.look)
             watch = asyncio.create_task(authentication.watch())
             try:
-                yield Guard(mesh, authentication)
+                yield Guard(
+                    mesh,
+                    authentication,
+                    before=(AddressInterceptor(addresses, recorder),),
+                    after=(LimitsInterceptor(RateLimiter(redis, policies), policies, recorder),),
+                    rules=MessageRules(policies, recorder),
+                )
             finally:
                 await end_tasks(watch)
 
@@ -98,10 +126,6 @@ def _tell_forged(recorder: Recorder, kind: str, name: str) -> None:
             resource=f"{kind}/{name}",
         )
     )
-
-
-async def _none_blocked() -> int:
-    return 0
 
 
 async def _none_open() -> Sequence[str]:

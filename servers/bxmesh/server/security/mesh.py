@@ -9,12 +9,13 @@ from redis.asyncio import Redis
 
 from bxmesh.server.settings import Settings
 
+from .addresses import Addresses
 from .audit import AuditLog
 from .directory import Directory
 from .events import SecurityEvents
 from .mesh_key import MeshKey
 from .mirror import Mirror
-from .policy_source import PolicySource
+from .policies import Policies
 from .usage import Usage
 from .violations import Violations
 
@@ -31,11 +32,10 @@ class SecurityMesh:
     mirror: Mirror
     directory: Directory
     events: SecurityEvents
-    policies: PolicySource
+    policies: Policies
+    addresses: Addresses
     usage: Usage
     audit_log: AuditLog
     violations: Violations
-    count_blocked: Callable[[], Awaitable[int]]
-    """Says how many client addresses are refused for a while now."""
     open_circuits: Callable[[], Awaitable[Sequence[str]]]
     """Says which circuit breakers are open now, by target."""

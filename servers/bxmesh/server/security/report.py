@@ -41,7 +41,7 @@ async def security_report(
     answer.end_time.FromSeconds(int(now))
     if not request.identity_id:
         answer.calls, answer.refused_calls = calls
-        answer.blocked_addresses = await mesh.count_blocked()
+        answer.blocked_addresses = len(mesh.addresses.blocks())
         answer.open_circuits.extend(await mesh.open_circuits())
     return answer
 

@@ -8,13 +8,14 @@ from .audit_rpcs import AuditRpcs
 from .identity_rpcs import IdentityRpcs
 from .key_rpcs import KeyRpcs
 from .mesh import SecurityMesh
+from .policy_rpcs import PolicyRpcs
 from .role_rpcs import RoleRpcs
 from .violation_rpcs import ViolationRpcs
 
 __all__ = ["SecurityService"]
 
 
-class SecurityService(IdentityRpcs, RoleRpcs, KeyRpcs, ViolationRpcs, AuditRpcs):
+class SecurityService(IdentityRpcs, RoleRpcs, KeyRpcs, PolicyRpcs, ViolationRpcs, AuditRpcs):
     """All RPCs of the security service. Who may call which is decided before."""
 
     def __init__(self, mesh: SecurityMesh) -> None:
