@@ -121,6 +121,10 @@ class Settings(BaseSettings):
     message_history_lifetime: float = Field(default=86400.0, gt=0)
     """How long they are kept after the last of them."""
 
+    token_key_days: int = Field(default=30, ge=1)
+    """How many days a key signs tokens before the next one does."""
+    token_audiences: tuple[str, ...] = ()
+    """Audiences of tokens that are taken besides the mesh itself."""
     audit_days: int = Field(default=365, ge=1)
     """How many days the audit log is kept."""
 

@@ -10,7 +10,7 @@ from .directory import Directory
 from .identities import Identity
 from .permissions import PERMISSIONS
 
-__all__ = ["check_permissions", "check_roles", "require_covers"]
+__all__ = ["check_permissions", "check_roles", "require_covers", "require_lasting"]
 
 
 def check_permissions(names: Iterable[str], field: str) -> None:
@@ -44,4 +44,13 @@ def require_covers(giver: Identity, permissions: Iterable[str], receiver: str) -
             f"{', '.join(beyond)}.",
             reason="CANNOT_GRANT",
             permissions=",".join(beyond),
+        )
+
+
+def require_lasting(giver: Identity) -> None:
+    """Raises MeshError PERMISSION_DENIED for a token: no credential comes of what ends soon."""
+    if giver.credential.startswith("token/"):
+        raise permission_denied(
+            "A token makes no credentials. Call with an API key or a certificate.",
+            reason="TOKEN_MAKES_NONE",
         )

@@ -36,12 +36,14 @@ from .policies import POLICY, Policies
 from .rate_limits import RateLimiter
 from .recorder import Recorder
 from .records import Records
+from .token_keys import TOKEN_KEY, TokenKeys
+from .tokens import REVOKED_TOKEN, TokenAuthenticator, Tokens
 from .usage import Usage
 from .violations import Violations
 
 __all__ = ["Guard", "guard"]
 
-_KINDS = (IDENTITY, ROLE, API_KEY, POLICY, IP_BLOCK)
+_KINDS = (IDENTITY, ROLE, API_KEY, POLICY, IP_BLOCK, TOKEN_KEY, REVOKED_TOKEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
     ):
         directory = Directory(mirror)
         policies = Policies(mirror)
+        token_keys = TokenKeys(mirror, key, settings.token_key_days)
         violations = Violations(redis, key)
         async with (
             Addresses(redis, mirror, policies) as addresses,
@@ -93,10 +96,16 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
                 usage=usage,
                 audit_log=log,
                 violations=violations,
+                tokens=Tokens(token_keys, key, directory),
+                token_keys=token_keys,
                 open_circuits=_none_open,
             )
             authentication = AuthenticationInterceptor(
-                [AdminKeyAuthenticator(admin_key), ApiKeyAuthenticator(directory, mirror)],
+                [
+                    ApiKeyAuthenticator(directory, mirror),
+                    TokenAuthenticator(token_keys, directory, mirror, settings.token_audiences),
+                    AdminKeyAuthenticator(admin_key),
+                ],
                 authorize,
                 events=recorder,
                 count=usage.called,

@@ -15,7 +15,7 @@ from bxmesh.server.streams.connection import redis_errors
 from .api_keys import digest, new_secret
 from .directory import API_KEY, StoredKey
 from .events import AuditEvent
-from .granting import check_permissions, require_covers
+from .granting import check_permissions, require_covers, require_lasting
 from .mesh import SecurityMesh
 from .mutations import Context, Plan, mutate
 from .pages import page_of
@@ -37,6 +37,7 @@ class KeyRpcs:
     ) -> pb.CreateApiKeyResponse:
         """Creates a key and shows its secret, this once."""
         caller = current_identity()
+        require_lasting(caller)
         owner = request.identity_id or caller.id
         if owner != caller.id or request.HasField("rate_limit"):
             caller.require("security_admin")
@@ -100,6 +101,7 @@ class KeyRpcs:
         self, request: pb.RotateApiKeyRequest, context: Context
     ) -> pb.RotateApiKeyResponse:
         """Replaces a key; both work for a while."""
+        require_lasting(current_identity())
         key_id, secret = new_secret()
 
         def plan() -> Plan:

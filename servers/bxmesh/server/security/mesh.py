@@ -16,6 +16,8 @@ from .events import SecurityEvents
 from .mesh_key import MeshKey
 from .mirror import Mirror
 from .policies import Policies
+from .token_keys import TokenKeys
+from .tokens import Tokens
 from .usage import Usage
 from .violations import Violations
 
@@ -37,5 +39,7 @@ class SecurityMesh:
     usage: Usage
     audit_log: AuditLog
     violations: Violations
+    tokens: Tokens
+    token_keys: TokenKeys
     open_circuits: Callable[[], Awaitable[Sequence[str]]]
     """Says which circuit breakers are open now, by target."""

@@ -10,12 +10,15 @@ from .key_rpcs import KeyRpcs
 from .mesh import SecurityMesh
 from .policy_rpcs import PolicyRpcs
 from .role_rpcs import RoleRpcs
+from .token_rpcs import TokenRpcs
 from .violation_rpcs import ViolationRpcs
 
 __all__ = ["SecurityService"]
 
 
-class SecurityService(IdentityRpcs, RoleRpcs, KeyRpcs, PolicyRpcs, ViolationRpcs, AuditRpcs):
+class SecurityService(
+    IdentityRpcs, RoleRpcs, KeyRpcs, TokenRpcs, PolicyRpcs, ViolationRpcs, AuditRpcs
+):
     """All RPCs of the security service. Who may call which is decided before."""
 
     def __init__(self, mesh: SecurityMesh) -> None:
