@@ -53,6 +53,10 @@ class MeshOptions(TypedDict, total=False):
     """Whether to use TLS."""
     root_certificates: bytes | str | Path | None
     """The certificates to trust (PEM)."""
+    client_certificate: str | Path | None
+    """The file of a certificate that says who the caller is (PEM), where servers ask for one."""
+    client_key: str | Path | None
+    """The file of its private key (PEM)."""
     state_dir: str | Path | None
     """The state directory of a mesh on this machine."""
     timeouts: Timeouts | None
@@ -76,6 +80,8 @@ class AsyncMesh(AgentCalls):
         api_key: str | None = None,
         tls: bool | None = None,
         root_certificates: bytes | str | Path | None = None,
+        client_certificate: str | Path | None = None,
+        client_key: str | Path | None = None,
         state_dir: str | Path | None = None,
         timeouts: Timeouts | None = None,
         retries: int = 4,
@@ -85,6 +91,8 @@ class AsyncMesh(AgentCalls):
             api_key=api_key,
             tls=tls,
             root_certificates=root_certificates,
+            client_certificate=client_certificate,
+            client_key=client_key,
             state_dir=state_dir,
         )
         self._connection = Connection(endpoint, timeouts or Timeouts(), retries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from pathlib import Path
@@ -12,6 +13,7 @@ import grpc
 from bxmesh.server.settings import Settings
 
 SERVER_FILE = "server.json"
+_log = logging.getLogger(__name__)
 _LOOPBACK_NAMES = frozenset({"localhost", "::1", "[::1]"})
 
 
@@ -33,8 +35,8 @@ def add_port(server: grpc.aio.Server, address: str, settings: Settings) -> str:
     credentials = _tls(settings)
     if credentials is None and not is_local(address) and not settings.allow_insecure:
         raise InsecureListenError(
-            f"{address} can be reached by others and TLS is off. Give --tls-certificate and --tls-key, "
-            "listen on 127.0.0.1, or say --allow-insecure."
+            f"{address} can be reached by others and TLS is off. Run `bxmesh tls init` and give --tls, "
+            "or --tls-certificate and --tls-key, listen on 127.0.0.1, or say --allow-insecure."
         )
     _refuse_taken(address)
     try:
@@ -60,7 +62,7 @@ def write_server_file(settings: Settings, address: str, admin_address: str) -> P
             {
                 "pid": os.getpid(),
                 "address": address,
-                "tls": settings.tls_certificate is not None,
+                "tls": settings.certificate_paths is not None,
                 "admin_address": admin_address,
             }
         )
@@ -70,16 +72,57 @@ def write_server_file(settings: Settings, address: str, admin_address: str) -> P
 
 
 def _tls(settings: Settings) -> grpc.ServerCredentials | None:
-    if settings.tls_certificate is None and settings.tls_key is None:
+    paths = settings.certificate_paths
+    if paths is None:
         return None
-    if settings.tls_certificate is None or settings.tls_key is None:
-        raise ValueError("TLS needs both --tls-certificate and --tls-key.")
-    clients = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
-    return grpc.ssl_server_credentials(
-        [(settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())],
-        root_certificates=clients,
-        require_client_auth=clients is not None,
+    certificates = _Certificates(*paths, settings.tls_client_ca)
+    return grpc.dynamic_ssl_server_credentials(
+        certificates.read(),
+        certificates.changed,  # type: ignore[arg-type]  # None means that nothing has changed.
+        require_client_authentication=settings.tls_client_ca is not None,
     )
+
+
+class _Certificates:
+    """Reads certificates, and again when their files have changed."""
+
+    def __init__(self, certificate: Path, key: Path, client_authority: Path | None) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._client_authority = client_authority
+        self._read_at: tuple[float, ...] = ()
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """Returns what the files hold. Raises OSError for files that cannot be used."""
+        for path in self._paths():
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"{path} is not there; `bxmesh tls init` makes certificates."
+                )
+        if self._key.stat().st_mode & 0o077:
+            _log.warning("%s can be read by others; run: chmod 600 %s", self._key, self._key)
+        self._read_at = self._times()
+        authority = self._client_authority
+        return grpc.ssl_server_certificate_configuration(
+            [(self._key.read_bytes(), self._certificate.read_bytes())],
+            root_certificates=authority.read_bytes() if authority else None,
+        )
+
+    def changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Returns what the files hold when that is new; gRPC asks with each new connection."""
+        try:
+            return self.read() if self._times() != self._read_at else None
+        except OSError as error:
+            # A half-made change: what was read before serves on.
+            _log.warning("the new certificates cannot be used: %s", error)
+            return None
+
+    def _paths(self) -> list[Path]:
+        paths = [self._certificate, self._key]
+        return paths if self._client_authority is None else [*paths, self._client_authority]
+
+    def _times(self) -> tuple[float, ...]:
+        return tuple(path.stat().st_mtime for path in self._paths())
 
 
 def _refuse_taken(address: str) -> None:

@@ -61,12 +61,16 @@ class Settings(BaseSettings):
     """Redis or Valkey ≥ 7; empty starts the embedded one."""
     workers: int = Field(default=2, ge=0, le=256)
     """Geometry worker processes."""
+    tls: bool = False
+    """Turns TLS on, with what `bxmesh tls init` made in the state directory where no certificate
+    is named."""
     tls_certificate: Path | None = None
     """PEM certificate chain; turns TLS on."""
     tls_key: Path | None = None
     """PEM private key of the certificate."""
     tls_client_ca: Path | None = None
-    """PEM certificates that clients' certificates must be signed by; turns mutual TLS on."""
+    """PEM certificates that clients' certificates must be signed by: every client needs one then,
+    and is the identity that it names unless it sends a key."""
     allow_insecure: bool = False
     """Listens on other than loopback addresses without TLS."""
     reflection: bool = True
@@ -156,6 +160,19 @@ class Settings(BaseSettings):
     def mesh_key_path(self) -> Path:
         """Where the mesh key is."""
         return self.mesh_key_file or self.state_dir / "mesh.key"
+
+    @property
+    def certificate_paths(self) -> tuple[Path, Path] | None:
+        """The server's certificate and its key, None without TLS.
+
+        Raises ValueError when only one of them is named.
+        """
+        if self.tls_certificate is None and self.tls_key is None:
+            folder = self.state_dir / "tls"
+            return (folder / "server.pem", folder / "server.key") if self.tls else None
+        if self.tls_certificate is None or self.tls_key is None:
+            raise ValueError("TLS needs both --tls-certificate and --tls-key.")
+        return self.tls_certificate, self.tls_key
 
     @property
     def bundle_dir(self) -> Path:

@@ -29,6 +29,8 @@ class Where:
     state_dir: Path | None
     tls: bool | None
     root_certificates: Path | None
+    client_certificate: Path | None
+    client_key: Path | None
 
     def connect(self) -> Mesh:
         """Returns a connection to that mesh."""
@@ -37,6 +39,8 @@ class Where:
             state_dir=self.state_dir,
             tls=self.tls,
             root_certificates=self.root_certificates,
+            client_certificate=self.client_certificate,
+            client_key=self.client_key,
         )
 
     @contextmanager
@@ -74,6 +78,16 @@ def connecting(command: Callable[..., None]) -> Callable[..., None]:
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
         help="Trust these certificates (PEM).",
     )
+    @click.option(
+        "--client-certificate",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="Be whom this certificate names (PEM).",
+    )
+    @click.option(
+        "--client-key",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="Its private key (PEM).",
+    )
     @wraps(command)
     def call(
         *arguments: Any,
@@ -81,9 +95,11 @@ def connecting(command: Callable[..., None]) -> Callable[..., None]:
         state_dir: Path | None,
         tls: bool | None,
         root_certificates: Path | None,
+        client_certificate: Path | None,
+        client_key: Path | None,
         **options: Any,
     ) -> None:
-        where = Where(address, state_dir, tls, root_certificates)
+        where = Where(address, state_dir, tls, root_certificates, client_certificate, client_key)
         command(*arguments, where=where, **options)
 
     return call

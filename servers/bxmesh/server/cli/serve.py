@@ -34,6 +34,12 @@ _EPILOG = (
 @click.option(
     "--state-dir", type=click.Path(path_type=Path, file_okay=False), help="Keys, bundles and queue."
 )
+@click.option(
+    "--tls",
+    is_flag=True,
+    default=None,
+    help="TLS by what `bxmesh tls init` made in the state directory.",
+)
 @click.option("--tls-certificate", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("--tls-key", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("--tls-client-ca", type=click.Path(path_type=Path, dir_okay=False, exists=True))

@@ -62,7 +62,7 @@ def _health(address: str, tls: bool, settings: Settings) -> Finding:
     pid = json.loads((settings.state_dir / SERVER_FILE).read_text())["pid"]
     where = f"process {pid} on {address}"
     if tls:
-        trust = settings.tls_client_ca or settings.tls_certificate
+        trust = settings.tls_client_ca or _certificate(settings)
         credentials = grpc.ssl_channel_credentials(trust.read_bytes() if trust else None)
         channel = grpc.secure_channel(address, credentials)
     else:
@@ -88,7 +88,7 @@ def _serves(stub: Any, name: str) -> bool:
 
 def _place(settings: Settings) -> Finding:
     address = settings.listen
-    if not (is_local(address) or settings.allow_insecure or settings.tls_certificate):
+    if not (is_local(address) or settings.allow_insecure or _certificate(settings)):
         remedy = "Give --tls-certificate and --tls-key, listen on 127.0.0.1, or --allow-insecure."
         return fail("address", f"{address} can be reached by others, without TLS", remedy)
     if address.startswith("unix:"):
@@ -128,3 +128,12 @@ def _socket(path: Path) -> Finding:
             "address", f"{path}: another server listens", "Stop it, or give another --listen."
         )
     return ok("address", f"unix:{path} is free")
+
+
+def _certificate(settings: Settings) -> Path | None:
+    try:
+        paths = settings.certificate_paths
+    except ValueError:
+        # Another finding says that one of two is missing.
+        return None
+    return paths[0] if paths else None

@@ -18,11 +18,13 @@ _SOON_DAYS = 14.0
 
 def check_tls(settings: Settings) -> list[Finding]:
     """Looks whether certificate and key can be read, belong together and are in time."""
-    certificate, key = settings.tls_certificate, settings.tls_key
-    if certificate is None and key is None:
-        return [ok("tls", "off: for this machine only")]
-    if certificate is None or key is None:
+    try:
+        paths = settings.certificate_paths
+    except ValueError:
         return [fail("tls", "one of two is missing", "Give both --tls-certificate and --tls-key.")]
+    if paths is None:
+        return [ok("tls", "off: for this machine only")]
+    certificate, key = paths
     findings = []
     try:
         days = _days_left(certificate, key)

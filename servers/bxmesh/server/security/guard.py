@@ -27,6 +27,7 @@ from .admin_key import AdminKeyAuthenticator
 from .api_keys import ApiKeyAuthenticator
 from .audit import AuditLog
 from .authorization import authorize
+from .certificate_identity import CertificateAuthenticator
 from .directory import API_KEY, IDENTITY, ROLE, Directory
 from .events import ViolationEvent
 from .mesh import SecurityMesh
@@ -107,6 +108,7 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
                     AdminKeyAuthenticator(admin_key),
                 ],
                 authorize,
+                certificates=CertificateAuthenticator(directory),
                 events=recorder,
                 count=usage.called,
                 address_of=address_of,
