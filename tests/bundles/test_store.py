@@ -19,6 +19,7 @@ import grpc
 import pytest
 
 from bxmesh.geometry.v1 import bundle_pb2
+from bxmesh.geometry.v1.bundle_pb2 import BundleHolder
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.errors import MeshError
 
@@ -66,7 +67,12 @@ def test_what_is_put_can_be_read(
     store: BundleStore, tmp_path: Path, data: bytes, durable: bool
 ) -> None:
     bundle, existed = store.put(
-        data, MODEL, display_name="a.pdb", derived_from=["b"], owner="ann", durable=durable
+        data,
+        MODEL,
+        display_name="a.pdb",
+        derived_from=["b"],
+        holder=BundleHolder(identity_id="ann"),
+        durable=durable,
     )
     assert not existed
     assert bundle.bundle_id == name_of(data)
@@ -99,8 +105,8 @@ def test_writing_in_pieces(store: BundleStore, tmp_path: Path) -> None:
 
 
 def test_the_same_content_is_one_bundle(store: BundleStore, tmp_path: Path) -> None:
-    first, _ = store.put(b"x", MODEL, owner="ann", lifetime=DAY)
-    again, existed = store.put(b"x", MAP, owner="bob", lifetime=2 * DAY)
+    first, _ = store.put(b"x", MODEL, holder=BundleHolder(identity_id="ann"), lifetime=DAY)
+    again, existed = store.put(b"x", MAP, holder=BundleHolder(identity_id="bob"), lifetime=2 * DAY)
     assert existed
     assert (again.kind, again.owner, again.create_time) == (MODEL, "ann", first.create_time)
     assert again.expire_time.seconds - first.expire_time.seconds >= DAY.total_seconds()
@@ -133,7 +139,7 @@ def test_an_expired_bundle_is_gone_and_can_come_again(store: BundleStore) -> Non
             use(bundle.bundle_id)
     assert store.list() == ([], "")
     assert store.usage() == (0, 0)
-    again, existed = store.put(b"x", MODEL, owner="bob")
+    again, existed = store.put(b"x", MODEL, holder=BundleHolder(identity_id="bob"))
     assert not existed
     assert (again.kind, again.owner) == (MODEL, "bob")
     assert store.sweep() == (0, 0)

@@ -37,7 +37,9 @@ from bxmesh.geometry.v1.geometry_service_pb2_grpc import (
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.geometry.bundle_rpcs import BundleLimits, BundleRpcs
 from bxmesh.server.interceptors import AuthenticationInterceptor, server_interceptors
+from bxmesh.server.security.authorization import authorize
 from bxmesh.server.security.identities import EVERYTHING, Identity
+from bxmesh.server.security.permissions import PERMISSIONS
 
 DAY = timedelta(days=1)
 MAP = bundle_pb2.BUNDLE_KIND_MAP
@@ -51,7 +53,10 @@ class Service(BundleRpcs, GeometryServiceServicer):  # type: ignore[misc]
 
 class Anyone:
     async def authenticate(self, credential: str) -> Identity | None:
-        return Identity(credential, "user", frozenset({EVERYTHING}))
+        # anna@blue is anna of the team blue, who is nobody's operator.
+        name, _, team = credential.partition("@")
+        rights = frozenset(PERMISSIONS) - {"mesh_operate"} if team else frozenset({EVERYTHING})
+        return Identity(name, "user", rights, team=team)
 
     def renew(self, identity: Identity) -> Identity | None:
         return identity
@@ -96,7 +101,7 @@ async def serve(directory: Path, **limits: Any) -> AsyncIterator[Mesh]:
     store = BundleStore(root, DAY, 7 * DAY, 2 * len(DATA))
     service = Service(store, BundleLimits(**limits))  # type: ignore[abstract]
     server = grpc.aio.server(
-        interceptors=server_interceptors(AuthenticationInterceptor([Anyone()]))
+        interceptors=server_interceptors(AuthenticationInterceptor([Anyone()], authorize))
     )
     add_GeometryServiceServicer_to_server(service, server)
     address = f"unix:{directory}/socket"

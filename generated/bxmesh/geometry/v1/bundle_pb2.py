@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from bxmesh.security.v1 import visibility_pb2 as bxmesh_dot_security_dot_v1_dot_visibility__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62xmesh/geometry/v1/bundle.proto\x12\x12\x62xmesh.geometry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x02\n\x06\x42undle\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.bxmesh.geometry.v1.BundleKind\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x64isplay_name\x18\x05 \x01(\t\x12\x14\n\x0c\x64\x65rived_from\x18\x06 \x03(\t\x12\r\n\x05owner\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x02\n\x12UploadBundleHeader\x12\x38\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.bxmesh.geometry.v1.BundleKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1c\n\nmedia_type\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1e\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01\x12\x32\n\tbundle_id\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x17\x32\x15^sha256:[0-9a-f]{64}$\xd8\x01\x01\x12\x1b\n\nsize_bytes\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12+\n\x08lifetime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xae\x01\n\x13UploadBundleRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x38\n\x06header\x18\x02 \x01(\x0b\x32&.bxmesh.geometry.v1.UploadBundleHeaderH\x00\x12\x30\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1f.bxmesh.geometry.v1.BundleChunkH\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"N\n\x0b\x42undleChunk\x12\x17\n\x06offset\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\r\n\x05\x63rc32\x18\x03 \x01(\x07\"S\n\x14UploadBundleResponse\x12*\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1a.bxmesh.geometry.v1.Bundle\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"\x88\x01\n\x15\x44ownloadBundleRequest\x12/\n\tbundle_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\x12\x17\n\x06offset\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12%\n\x0b\x63hunk_bytes\x18\x03 \x01(\x05\x42\x10\xbaH\r\x1a\x08\x18\x80\x80@(\x80\x80\x01\xd8\x01\x01\"\x80\x01\n\x16\x44ownloadBundleResponse\x12,\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1a.bxmesh.geometry.v1.BundleH\x00\x12\x30\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1f.bxmesh.geometry.v1.BundleChunkH\x00\x42\x06\n\x04part\"C\n\x10GetBundleRequest\x12/\n\tbundle_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\"?\n\x11GetBundleResponse\x12*\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1a.bxmesh.geometry.v1.Bundle\"\x89\x01\n\x12ListBundlesRequest\x12\x36\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.bxmesh.geometry.v1.BundleKindB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"[\n\x13ListBundlesResponse\x12+\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x1a.bxmesh.geometry.v1.Bundle\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"d\n\x13\x44\x65leteBundleRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12/\n\tbundle_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\"\x16\n\x14\x44\x65leteBundleResponse*\xce\x02\n\nBundleKind\x12\x1b\n\x17\x42UNDLE_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x42UNDLE_KIND_MACROMOLECULE\x10\x01\x12\x1b\n\x17\x42UNDLE_KIND_REFLECTIONS\x10\x02\x12\x1a\n\x16\x42UNDLE_KIND_RESTRAINTS\x10\x03\x12\x1b\n\x17\x42UNDLE_KIND_COORDINATES\x10\x04\x12\x19\n\x15\x42UNDLE_KIND_GRADIENTS\x10\x05\x12!\n\x1d\x42UNDLE_KIND_STRUCTURE_FACTORS\x10\x06\x12\x13\n\x0f\x42UNDLE_KIND_MAP\x10\x07\x12!\n\x1d\x42UNDLE_KIND_VALIDATION_REPORT\x10\x08\x12!\n\x1d\x42UNDLE_KIND_RESTRAINT_TENSORS\x10\t\x12\x15\n\x11\x42UNDLE_KIND_MODEL\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62xmesh/geometry/v1/bundle.proto\x12\x12\x62xmesh.geometry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a#bxmesh/security/v1/visibility.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x02\n\x06\x42undle\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.bxmesh.geometry.v1.BundleKind\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x64isplay_name\x18\x05 \x01(\t\x12\x14\n\x0c\x64\x65rived_from\x18\x06 \x03(\t\x12\r\n\x05owner\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07holders\x18\n \x03(\x0b\x32 .bxmesh.geometry.v1.BundleHolder\"e\n\x0c\x42undleHolder\x12\x13\n\x0bidentity_id\x18\x01 \x01(\t\x12\x32\n\nvisibility\x18\x02 \x01(\x0e\x32\x1e.bxmesh.security.v1.Visibility\x12\x0c\n\x04team\x18\x03 \x01(\t\"\xc8\x02\n\x12UploadBundleHeader\x12\x38\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.bxmesh.geometry.v1.BundleKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1c\n\nmedia_type\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1e\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01\x12\x32\n\tbundle_id\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x17\x32\x15^sha256:[0-9a-f]{64}$\xd8\x01\x01\x12\x1b\n\nsize_bytes\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12+\n\x08lifetime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\nvisibility\x18\x07 \x01(\x0e\x32\x1e.bxmesh.security.v1.VisibilityB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\xae\x01\n\x13UploadBundleRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x38\n\x06header\x18\x02 \x01(\x0b\x32&.bxmesh.geometry.v1.UploadBundleHeaderH\x00\x12\x30\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1f.bxmesh.geometry.v1.BundleChunkH\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"N\n\x0b\x42undleChunk\x12\x17\n\x06offset\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\r\n\x05\x63rc32\x18\x03 \x01(\x07\"S\n\x14UploadBundleResponse\x12*\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1a.bxmesh.geometry.v1.Bundle\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"\x88\x01\n\x15\x44ownloadBundleRequest\x12/\n\tbundle_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\x12\x17\n\x06offset\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12%\n\x0b\x63hunk_bytes\x18\x03 \x01(\x05\x42\x10\xbaH\r\x1a\x08\x18\x80\x80@(\x80\x80\x01\xd8\x01\x01\"\x80\x01\n\x16\x44ownloadBundleResponse\x12,\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1a.bxmesh.geometry.v1.BundleH\x00\x12\x30\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1f.bxmesh.geometry.v1.BundleChunkH\x00\x42\x06\n\x04part\"C\n\x10GetBundleRequest\x12/\n\tbundle_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\"?\n\x11GetBundleResponse\x12*\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1a.bxmesh.geometry.v1.Bundle\"\x89\x01\n\x12ListBundlesRequest\x12\x36\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.bxmesh.geometry.v1.BundleKindB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"[\n\x13ListBundlesResponse\x12+\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x1a.bxmesh.geometry.v1.Bundle\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"d\n\x13\x44\x65leteBundleRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12/\n\tbundle_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\"\x16\n\x14\x44\x65leteBundleResponse\"\x85\x01\n\x12ShareBundleRequest\x12/\n\tbundle_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\x12>\n\nvisibility\x18\x02 \x01(\x0e\x32\x1e.bxmesh.security.v1.VisibilityB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\"A\n\x13ShareBundleResponse\x12*\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1a.bxmesh.geometry.v1.Bundle*\xce\x02\n\nBundleKind\x12\x1b\n\x17\x42UNDLE_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x42UNDLE_KIND_MACROMOLECULE\x10\x01\x12\x1b\n\x17\x42UNDLE_KIND_REFLECTIONS\x10\x02\x12\x1a\n\x16\x42UNDLE_KIND_RESTRAINTS\x10\x03\x12\x1b\n\x17\x42UNDLE_KIND_COORDINATES\x10\x04\x12\x19\n\x15\x42UNDLE_KIND_GRADIENTS\x10\x05\x12!\n\x1d\x42UNDLE_KIND_STRUCTURE_FACTORS\x10\x06\x12\x13\n\x0f\x42UNDLE_KIND_MAP\x10\x07\x12!\n\x1d\x42UNDLE_KIND_VALIDATION_REPORT\x10\x08\x12!\n\x1d\x42UNDLE_KIND_RESTRAINT_TENSORS\x10\t\x12\x15\n\x11\x42UNDLE_KIND_MODEL\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADBUNDLEHEADER'].fields_by_name['bundle_id']._serialized_options = b'\272H\034r\0272\025^sha256:[0-9a-f]{64}$\330\001\001'
   _globals['_UPLOADBUNDLEHEADER'].fields_by_name['size_bytes']._loaded_options = None
   _globals['_UPLOADBUNDLEHEADER'].fields_by_name['size_bytes']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_UPLOADBUNDLEHEADER'].fields_by_name['visibility']._loaded_options = None
+  _globals['_UPLOADBUNDLEHEADER'].fields_by_name['visibility']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_UPLOADBUNDLEREQUEST'].oneofs_by_name['part']._loaded_options = None
   _globals['_UPLOADBUNDLEREQUEST'].oneofs_by_name['part']._serialized_options = b'\272H\002\010\001'
   _globals['_UPLOADBUNDLEREQUEST'].fields_by_name['request_id']._loaded_options = None
@@ -70,32 +73,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEBUNDLEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_DELETEBUNDLEREQUEST'].fields_by_name['bundle_id']._loaded_options = None
   _globals['_DELETEBUNDLEREQUEST'].fields_by_name['bundle_id']._serialized_options = b'\272H\031r\0272\025^sha256:[0-9a-f]{64}$'
-  _globals['_BUNDLEKIND']._serialized_start=1797
-  _globals['_BUNDLEKIND']._serialized_end=2131
-  _globals['_BUNDLE']._serialized_start=150
-  _globals['_BUNDLE']._serialized_end=420
-  _globals['_UPLOADBUNDLEHEADER']._serialized_start=423
-  _globals['_UPLOADBUNDLEHEADER']._serialized_end=689
-  _globals['_UPLOADBUNDLEREQUEST']._serialized_start=692
-  _globals['_UPLOADBUNDLEREQUEST']._serialized_end=866
-  _globals['_BUNDLECHUNK']._serialized_start=868
-  _globals['_BUNDLECHUNK']._serialized_end=946
-  _globals['_UPLOADBUNDLERESPONSE']._serialized_start=948
-  _globals['_UPLOADBUNDLERESPONSE']._serialized_end=1031
-  _globals['_DOWNLOADBUNDLEREQUEST']._serialized_start=1034
-  _globals['_DOWNLOADBUNDLEREQUEST']._serialized_end=1170
-  _globals['_DOWNLOADBUNDLERESPONSE']._serialized_start=1173
-  _globals['_DOWNLOADBUNDLERESPONSE']._serialized_end=1301
-  _globals['_GETBUNDLEREQUEST']._serialized_start=1303
-  _globals['_GETBUNDLEREQUEST']._serialized_end=1370
-  _globals['_GETBUNDLERESPONSE']._serialized_start=1372
-  _globals['_GETBUNDLERESPONSE']._serialized_end=1435
-  _globals['_LISTBUNDLESREQUEST']._serialized_start=1438
-  _globals['_LISTBUNDLESREQUEST']._serialized_end=1575
-  _globals['_LISTBUNDLESRESPONSE']._serialized_start=1577
-  _globals['_LISTBUNDLESRESPONSE']._serialized_end=1668
-  _globals['_DELETEBUNDLEREQUEST']._serialized_start=1670
-  _globals['_DELETEBUNDLEREQUEST']._serialized_end=1770
-  _globals['_DELETEBUNDLERESPONSE']._serialized_start=1772
-  _globals['_DELETEBUNDLERESPONSE']._serialized_end=1794
+  _globals['_SHAREBUNDLEREQUEST'].fields_by_name['bundle_id']._loaded_options = None
+  _globals['_SHAREBUNDLEREQUEST'].fields_by_name['bundle_id']._serialized_options = b'\272H\031r\0272\025^sha256:[0-9a-f]{64}$'
+  _globals['_SHAREBUNDLEREQUEST'].fields_by_name['visibility']._loaded_options = None
+  _globals['_SHAREBUNDLEREQUEST'].fields_by_name['visibility']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
+  _globals['_BUNDLEKIND']._serialized_start=2253
+  _globals['_BUNDLEKIND']._serialized_end=2587
+  _globals['_BUNDLE']._serialized_start=187
+  _globals['_BUNDLE']._serialized_end=508
+  _globals['_BUNDLEHOLDER']._serialized_start=510
+  _globals['_BUNDLEHOLDER']._serialized_end=611
+  _globals['_UPLOADBUNDLEHEADER']._serialized_start=614
+  _globals['_UPLOADBUNDLEHEADER']._serialized_end=942
+  _globals['_UPLOADBUNDLEREQUEST']._serialized_start=945
+  _globals['_UPLOADBUNDLEREQUEST']._serialized_end=1119
+  _globals['_BUNDLECHUNK']._serialized_start=1121
+  _globals['_BUNDLECHUNK']._serialized_end=1199
+  _globals['_UPLOADBUNDLERESPONSE']._serialized_start=1201
+  _globals['_UPLOADBUNDLERESPONSE']._serialized_end=1284
+  _globals['_DOWNLOADBUNDLEREQUEST']._serialized_start=1287
+  _globals['_DOWNLOADBUNDLEREQUEST']._serialized_end=1423
+  _globals['_DOWNLOADBUNDLERESPONSE']._serialized_start=1426
+  _globals['_DOWNLOADBUNDLERESPONSE']._serialized_end=1554
+  _globals['_GETBUNDLEREQUEST']._serialized_start=1556
+  _globals['_GETBUNDLEREQUEST']._serialized_end=1623
+  _globals['_GETBUNDLERESPONSE']._serialized_start=1625
+  _globals['_GETBUNDLERESPONSE']._serialized_end=1688
+  _globals['_LISTBUNDLESREQUEST']._serialized_start=1691
+  _globals['_LISTBUNDLESREQUEST']._serialized_end=1828
+  _globals['_LISTBUNDLESRESPONSE']._serialized_start=1830
+  _globals['_LISTBUNDLESRESPONSE']._serialized_end=1921
+  _globals['_DELETEBUNDLEREQUEST']._serialized_start=1923
+  _globals['_DELETEBUNDLEREQUEST']._serialized_end=2023
+  _globals['_DELETEBUNDLERESPONSE']._serialized_start=2025
+  _globals['_DELETEBUNDLERESPONSE']._serialized_end=2047
+  _globals['_SHAREBUNDLEREQUEST']._serialized_start=2050
+  _globals['_SHAREBUNDLEREQUEST']._serialized_end=2183
+  _globals['_SHAREBUNDLERESPONSE']._serialized_start=2185
+  _globals['_SHAREBUNDLERESPONSE']._serialized_end=2250
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from bxmesh.security.v1 import visibility_pb2 as _visibility_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -92,6 +93,7 @@ class Bundle(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
     bundle_id: _builtins.str
     """The name: "sha256:" and the 64 hexadecimal digits of the SHA-256 of the content."""
     kind: Global___BundleKind.ValueType
@@ -118,6 +120,10 @@ class Bundle(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it will be deleted. Storing the same content again moves it on, never back."""
 
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleHolder]:
+        """Who has stored this content, and with whom each shares it; to a caller, only those by whom the caller sees it."""
+
     def __init__(
         self,
         *,
@@ -130,14 +136,47 @@ class Bundle(_message.Message):
         owner: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        holders: _abc.Iterable[Global___BundleHolder] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "create_time", b"create_time", "derived_from", b"derived_from", "display_name", b"display_name", "expire_time", b"expire_time", "kind", b"kind", "media_type", b"media_type", "owner", b"owner", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "create_time", b"create_time", "derived_from", b"derived_from", "display_name", b"display_name", "expire_time", b"expire_time", "holders", b"holders", "kind", b"kind", "media_type", b"media_type", "owner", b"owner", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Bundle: _TypeAlias = Bundle  # noqa: Y015
+
+@_typing.final
+class BundleHolder(_message.Message):
+    """BundleHolder is an identity that has stored a bundle's content. Content that several store is one bundle, which is
+    there as long as one of them holds it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_ID_FIELD_NUMBER: _builtins.int
+    VISIBILITY_FIELD_NUMBER: _builtins.int
+    TEAM_FIELD_NUMBER: _builtins.int
+    identity_id: _builtins.str
+    """The identity."""
+    visibility: _visibility_pb2.Visibility.ValueType
+    """Who else sees the bundle by it."""
+    team: _builtins.str
+    """The team, where it is shared with a team."""
+    def __init__(
+        self,
+        *,
+        identity_id: _builtins.str = ...,
+        visibility: _visibility_pb2.Visibility.ValueType = ...,
+        team: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_id", b"identity_id", "team", b"team", "visibility", b"visibility"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BundleHolder: _TypeAlias = BundleHolder  # noqa: Y015
 
 @_typing.final
 class UploadBundleHeader(_message.Message):
@@ -151,6 +190,7 @@ class UploadBundleHeader(_message.Message):
     BUNDLE_ID_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     LIFETIME_FIELD_NUMBER: _builtins.int
+    VISIBILITY_FIELD_NUMBER: _builtins.int
     kind: Global___BundleKind.ValueType
     """What the content is."""
     media_type: _builtins.str
@@ -161,6 +201,8 @@ class UploadBundleHeader(_message.Message):
     """The digest that the content must have; empty for no check. Another digest is refused with DATA_LOSS."""
     size_bytes: _builtins.int
     """The length that the content must have; 0 for no check."""
+    visibility: _visibility_pb2.Visibility.ValueType
+    """Who else sees it; not set leaves it as it is, which is nobody at first."""
     @_builtins.property
     def lifetime(self) -> _duration_pb2.Duration:
         """How long to keep it; not set means the server's default, more than the server's maximum is cut to it."""
@@ -174,10 +216,11 @@ class UploadBundleHeader(_message.Message):
         bundle_id: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         lifetime: _duration_pb2.Duration | None = ...,
+        visibility: _visibility_pb2.Visibility.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "display_name", b"display_name", "kind", b"kind", "lifetime", b"lifetime", "media_type", b"media_type", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "display_name", b"display_name", "kind", b"kind", "lifetime", b"lifetime", "media_type", b"media_type", "size_bytes", b"size_bytes", "visibility", b"visibility"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -456,7 +499,7 @@ class DeleteBundleRequest(_message.Message):
     request_id: _builtins.str
     """Identifies this mutation; deleting twice with the same id succeeds twice."""
     bundle_id: _builtins.str
-    """The bundle. NOT_FOUND when there is none."""
+    """The bundle. NOT_FOUND when there is none, PERMISSION_DENIED when only others hold it."""
     def __init__(
         self,
         *,
@@ -473,7 +516,7 @@ Global___DeleteBundleRequest: _TypeAlias = DeleteBundleRequest  # noqa: Y015
 
 @_typing.final
 class DeleteBundleResponse(_message.Message):
-    """DeleteBundleResponse is empty: the bundle is gone."""
+    """DeleteBundleResponse is empty: the caller does not hold the bundle any more, and it is gone unless others do."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -487,3 +530,53 @@ class DeleteBundleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteBundleResponse: _TypeAlias = DeleteBundleResponse  # noqa: Y015
+
+@_typing.final
+class ShareBundleRequest(_message.Message):
+    """ShareBundleRequest says who else sees a bundle that the caller holds. To do it twice is to do it once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_ID_FIELD_NUMBER: _builtins.int
+    VISIBILITY_FIELD_NUMBER: _builtins.int
+    bundle_id: _builtins.str
+    """The bundle; a model is one too. NOT_FOUND when the caller does not hold it."""
+    visibility: _visibility_pb2.Visibility.ValueType
+    """Who."""
+    def __init__(
+        self,
+        *,
+        bundle_id: _builtins.str = ...,
+        visibility: _visibility_pb2.Visibility.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "visibility", b"visibility"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareBundleRequest: _TypeAlias = ShareBundleRequest  # noqa: Y015
+
+@_typing.final
+class ShareBundleResponse(_message.Message):
+    """ShareBundleResponse holds the bundle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def bundle(self) -> Global___Bundle:
+        """The bundle."""
+
+    def __init__(
+        self,
+        *,
+        bundle: Global___Bundle | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareBundleResponse: _TypeAlias = ShareBundleResponse  # noqa: Y015

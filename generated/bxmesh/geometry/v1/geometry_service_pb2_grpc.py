@@ -65,6 +65,11 @@ class GeometryServiceStub(object):
                 request_serializer=bxmesh_dot_geometry_dot_v1_dot_bundle__pb2.DeleteBundleRequest.SerializeToString,
                 response_deserializer=bxmesh_dot_geometry_dot_v1_dot_bundle__pb2.DeleteBundleResponse.FromString,
                 _registered_method=True)
+        self.ShareBundle = channel.unary_unary(
+                '/bxmesh.geometry.v1.GeometryService/ShareBundle',
+                request_serializer=bxmesh_dot_geometry_dot_v1_dot_bundle__pb2.ShareBundleRequest.SerializeToString,
+                response_deserializer=bxmesh_dot_geometry_dot_v1_dot_bundle__pb2.ShareBundleResponse.FromString,
+                _registered_method=True)
         self.CreateModel = channel.unary_unary(
                 '/bxmesh.geometry.v1.GeometryService/CreateModel',
                 request_serializer=bxmesh_dot_geometry_dot_v1_dot_model__pb2.CreateModelRequest.SerializeToString,
@@ -167,7 +172,14 @@ class GeometryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBundle(self, request, context):
-        """DeleteBundle deletes a bundle. Calculations that have begun to read it are not disturbed.
+        """DeleteBundle deletes a bundle that nobody else holds. Calculations that have begun to read it are not disturbed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShareBundle(self, request, context):
+        """ShareBundle says who else sees a bundle of the caller's: nobody, its team or everybody.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -294,6 +306,11 @@ def add_GeometryServiceServicer_to_server(servicer, server):
                     servicer.DeleteBundle,
                     request_deserializer=bxmesh_dot_geometry_dot_v1_dot_bundle__pb2.DeleteBundleRequest.FromString,
                     response_serializer=bxmesh_dot_geometry_dot_v1_dot_bundle__pb2.DeleteBundleResponse.SerializeToString,
+            ),
+            'ShareBundle': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareBundle,
+                    request_deserializer=bxmesh_dot_geometry_dot_v1_dot_bundle__pb2.ShareBundleRequest.FromString,
+                    response_serializer=bxmesh_dot_geometry_dot_v1_dot_bundle__pb2.ShareBundleResponse.SerializeToString,
             ),
             'CreateModel': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateModel,
@@ -498,6 +515,33 @@ class GeometryService(object):
             '/bxmesh.geometry.v1.GeometryService/DeleteBundle',
             bxmesh_dot_geometry_dot_v1_dot_bundle__pb2.DeleteBundleRequest.SerializeToString,
             bxmesh_dot_geometry_dot_v1_dot_bundle__pb2.DeleteBundleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bxmesh.geometry.v1.GeometryService/ShareBundle',
+            bxmesh_dot_geometry_dot_v1_dot_bundle__pb2.ShareBundleRequest.SerializeToString,
+            bxmesh_dot_geometry_dot_v1_dot_bundle__pb2.ShareBundleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,7 +50,9 @@ class GeometryServiceStub:
     ListBundles: _grpc.UnaryUnaryMultiCallable[_bundle_pb2.ListBundlesRequest, _bundle_pb2.ListBundlesResponse]
     """ListBundles lists bundles in pages."""
     DeleteBundle: _grpc.UnaryUnaryMultiCallable[_bundle_pb2.DeleteBundleRequest, _bundle_pb2.DeleteBundleResponse]
-    """DeleteBundle deletes a bundle. Calculations that have begun to read it are not disturbed."""
+    """DeleteBundle deletes a bundle that nobody else holds. Calculations that have begun to read it are not disturbed."""
+    ShareBundle: _grpc.UnaryUnaryMultiCallable[_bundle_pb2.ShareBundleRequest, _bundle_pb2.ShareBundleResponse]
+    """ShareBundle says who else sees a bundle of the caller's: nobody, its team or everybody."""
     CreateModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.CreateModelRequest, _model_pb2.CreateModelResponse]
     """CreateModel makes a model of bundles and says what was found in them. The same spec is the same model.
     INVALID_ARGUMENT names the input that could not be read.
@@ -102,7 +104,9 @@ class GeometryServiceAsyncStub(GeometryServiceStub):
     ListBundles: _aio.UnaryUnaryMultiCallable[_bundle_pb2.ListBundlesRequest, _bundle_pb2.ListBundlesResponse]  # type: ignore[assignment]
     """ListBundles lists bundles in pages."""
     DeleteBundle: _aio.UnaryUnaryMultiCallable[_bundle_pb2.DeleteBundleRequest, _bundle_pb2.DeleteBundleResponse]  # type: ignore[assignment]
-    """DeleteBundle deletes a bundle. Calculations that have begun to read it are not disturbed."""
+    """DeleteBundle deletes a bundle that nobody else holds. Calculations that have begun to read it are not disturbed."""
+    ShareBundle: _aio.UnaryUnaryMultiCallable[_bundle_pb2.ShareBundleRequest, _bundle_pb2.ShareBundleResponse]  # type: ignore[assignment]
+    """ShareBundle says who else sees a bundle of the caller's: nobody, its team or everybody."""
     CreateModel: _aio.UnaryUnaryMultiCallable[_model_pb2.CreateModelRequest, _model_pb2.CreateModelResponse]  # type: ignore[assignment]
     """CreateModel makes a model of bundles and says what was found in them. The same spec is the same model.
     INVALID_ARGUMENT names the input that could not be read.
@@ -181,7 +185,15 @@ class GeometryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _bundle_pb2.DeleteBundleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_bundle_pb2.DeleteBundleResponse, _abc.Awaitable[_bundle_pb2.DeleteBundleResponse]]:
-        """DeleteBundle deletes a bundle. Calculations that have begun to read it are not disturbed."""
+        """DeleteBundle deletes a bundle that nobody else holds. Calculations that have begun to read it are not disturbed."""
+
+    @_abc_1.abstractmethod
+    def ShareBundle(
+        self,
+        request: _bundle_pb2.ShareBundleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bundle_pb2.ShareBundleResponse, _abc.Awaitable[_bundle_pb2.ShareBundleResponse]]:
+        """ShareBundle says who else sees a bundle of the caller's: nobody, its team or everybody."""
 
     @_abc_1.abstractmethod
     def CreateModel(

@@ -17,6 +17,7 @@ from bxmesh.server.interceptors import current_identity
 from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.security.identities import Identity
 from bxmesh.server.security.ownership import may_change, sees, shared_team
+from bxmesh.server.security.permissions import capability_permission
 from bxmesh.server.tasks import errors
 from bxmesh.server.tasks.listing import list_tasks
 from bxmesh.server.tasks.records import Record
@@ -40,6 +41,8 @@ class TaskRpcs:
     ) -> pb.AssignTaskResponse:
         """Gives a task to the mesh."""
         identity, spec = current_identity(), request.spec
+        bound = {capability_permission(name) for name in spec.required_capabilities}
+        identity.require(*sorted(bound - {"task_execute"}))
         _check_size("spec", spec)
         trace: dict[str, str] = {}
         telemetry.inject(trace)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import BinaryIO
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bxmesh.geometry.v1 import bundle_pb2
-from bxmesh.geometry.v1.bundle_pb2 import Bundle, BundleKind
+from bxmesh.geometry.v1.bundle_pb2 import Bundle, BundleHolder, BundleKind
 
 from ..errors import MeshError, invalid_argument, not_found
 from .directory import (
@@ -67,7 +67,7 @@ class BundleStore:
         expected_id: str = "",
         expected_size: int | None = None,
         derived_from: Sequence[str] = (),
-        owner: str = "",
+        holder: BundleHolder | None = None,
         lifetime: timedelta | None = None,
         durable: bool = True,
     ) -> BundleWriter:
@@ -80,7 +80,7 @@ class BundleStore:
         if expected_size is not None:
             self._make_room(expected_size)
         bundle = self._describe(
-            kind, media_type, display_name, derived_from, owner, lifetime, expected_id
+            kind, media_type, display_name, derived_from, holder, lifetime, expected_id
         )
         with storing():
             incoming = self._directory.begin()
@@ -102,7 +102,7 @@ class BundleStore:
         media_type: str = "",
         display_name: str = "",
         derived_from: Sequence[str] = (),
-        owner: str = "",
+        holder: BundleHolder | None = None,
         lifetime: timedelta | None = None,
         durable: bool = True,
     ) -> tuple[Bundle, bool]:
@@ -110,13 +110,13 @@ class BundleStore:
         self._make_room(len(data))
         bundle_id = f"sha256:{hashlib.sha256(data).hexdigest()}"
         bundle = self._describe(
-            kind, media_type, display_name, derived_from, owner, lifetime, bundle_id
+            kind, media_type, display_name, derived_from, holder, lifetime, bundle_id
         )
         bundle.size_bytes = len(data)
         home = self._directory.home(bundle_id)
         with storing():
             with self._directory.lock(home.parent.name):
-                existing = self._renew(home, bundle.expire_time, durable=durable)
+                existing = self._renew(home, bundle, durable=durable)
             if existing is not None:
                 return existing, True
             with closing(self._directory.begin()) as incoming:
@@ -157,22 +157,38 @@ class BundleStore:
         kind: BundleKind.ValueType = bundle_pb2.BUNDLE_KIND_UNSPECIFIED,
         page_size: int = 100,
         page_token: str = "",
+        sees: Callable[[Bundle], bool] = lambda bundle: True,
     ) -> tuple[list[Bundle], str]:
-        """Returns a page of bundles in the order of their names, and the token of the next page."""
+        """Returns a page of the bundles that somebody sees in the order of their names, and the
+        token of the next page."""
         page: list[Bundle] = []
         for home in self._directory.homes(after=_page_start(page_token)):
             bundle = self._directory.load(home)
             if bundle is None or _is_expired(bundle) or (kind and kind != bundle.kind):
+                continue
+            if not sees(bundle):
                 continue
             if len(page) == page_size:
                 return page, page[-1].bundle_id
             page.append(bundle)
         return page, ""
 
-    def delete(self, bundle_id: str, *, request_key: str = "") -> None:
+    def share(self, bundle_id: str, holder: BundleHolder) -> Bundle:
+        """Changes with whom a holder shares a bundle. NOT_FOUND when it does not hold it."""
+        home = self._directory.home(bundle_id)
+        with self._directory.lock(home.parent.name):
+            bundle = self.get(bundle_id)
+            if all(one.identity_id != holder.identity_id for one in bundle.holders):
+                raise _unknown(bundle_id)
+            if _hold(bundle, holder):
+                self._directory.update(home, bundle, durable=True)
+        return bundle
+
+    def delete(self, bundle_id: str, *, holder: str | None = None, request_key: str = "") -> None:
         """Deletes a bundle; whoever has it open can go on reading. NOT_FOUND if there is none.
 
-        Asked again with the same key within a day, it succeeds and does nothing.
+        With a holder only its hold is given up, as long as there are others. Asked again with the
+        same key within a day, it succeeds and does nothing.
         """
         home = self._directory.home(bundle_id)
         remembered = (
@@ -183,12 +199,22 @@ class BundleStore:
             if request_key and remembered.exists():
                 return
             bundle = self.get(bundle_id)
-            self._directory.discard(home)
+            others = [one for one in bundle.holders if one.identity_id != holder]
+            if holder is not None and len(others) == len(bundle.holders):
+                raise _unknown(bundle_id)
+            kept = holder is not None and bool(others)
+            if kept:
+                del bundle.holders[:]
+                bundle.holders.extend(others)
+                self._directory.update(home, bundle, durable=True)
+            else:
+                self._directory.discard(home)
             if request_key:
                 # A full disk must not keep anybody from deleting.
                 with suppress(OSError):
                     remembered.touch()
-        self._quota.add(-bundle.size_bytes)
+        if not kept:
+            self._quota.add(-bundle.size_bytes)
 
     def sweep(self) -> Swept:
         """Removes expired bundles and what killed processes left behind."""
@@ -222,7 +248,7 @@ class BundleStore:
         media_type: str,
         display_name: str,
         derived_from: Sequence[str],
-        owner: str,
+        holder: BundleHolder | None,
         lifetime: timedelta | None,
         bundle_id: str,
     ) -> Bundle:
@@ -235,7 +261,8 @@ class BundleStore:
             media_type=media_type or _MEDIA_TYPES.get(kind, _ANY_MEDIA_TYPE),
             display_name=display_name,
             derived_from=derived_from,
-            owner=owner,
+            owner=holder.identity_id if holder else "",
+            holders=[holder] if holder else [],
             create_time=_timestamp(now),
             expire_time=_timestamp(now + kept),
         )
@@ -244,7 +271,7 @@ class BundleStore:
         home = self._directory.home(bundle.bundle_id)
         incoming.describe(bundle, durable=durable)
         with self._directory.lock(home.parent.name):
-            existing = self._renew(home, bundle.expire_time, durable=durable)
+            existing = self._renew(home, bundle, durable=durable)
             if existing is not None:
                 return existing, True
             if home.exists():
@@ -253,12 +280,15 @@ class BundleStore:
         self._quota.add(bundle.size_bytes)
         return bundle, False
 
-    def _renew(self, home: Path, expire_time: Timestamp, *, durable: bool) -> Bundle | None:
+    def _renew(self, home: Path, new: Bundle, *, durable: bool) -> Bundle | None:
         bundle = self._directory.load(home)
         if bundle is None or _is_expired(bundle):
             return None
-        if expire_time.ToNanoseconds() > bundle.expire_time.ToNanoseconds():
-            bundle.expire_time.CopyFrom(expire_time)
+        longer = new.expire_time.ToNanoseconds() > bundle.expire_time.ToNanoseconds()
+        if longer:
+            bundle.expire_time.CopyFrom(new.expire_time)
+        held = [_hold(bundle, holder) for holder in new.holders]
+        if longer or any(held):
             self._directory.update(home, bundle, durable=durable)
         if durable:
             # It may have been stored first as a result that could be computed again.
@@ -274,6 +304,19 @@ class BundleStore:
     def _is_current(self, home: Path) -> bool:
         bundle = self._directory.load(home)
         return bundle is not None and not _is_expired(bundle)
+
+
+def _hold(bundle: Bundle, holder: BundleHolder) -> bool:
+    """Enters a holder; one that says nothing of visibility leaves it. Returns what has changed."""
+    for present in bundle.holders:
+        if present.identity_id == holder.identity_id:
+            if not holder.visibility or present == holder:
+                return False
+            present.CopyFrom(holder)
+            return True
+    bundle.holders.add().CopyFrom(holder)
+    bundle.owner = bundle.owner or holder.identity_id
+    return True
 
 
 def _timestamp(nanoseconds: int) -> Timestamp:

@@ -27,6 +27,8 @@ from bxmesh.geometry.v1.bundle_pb2 import (
     GetBundleResponse,
     ListBundlesRequest,
     ListBundlesResponse,
+    ShareBundleRequest,
+    ShareBundleResponse,
     UploadBundleHeader,
     UploadBundleRequest,
     UploadBundleResponse,
@@ -36,6 +38,7 @@ from bxmesh.tensors import TensorError, chunk_bytes_or_default
 from ..bundles import BundleStore, BundleWriter
 from ..errors import MeshError, deadline_exceeded, invalid_argument, resource_exhausted
 from ..interceptors.authentication import current_identity
+from .sharing import holder, require_held, seen_by, seen_by_caller, shown
 
 __all__ = ["BundleLimits", "BundleRpcs"]
 
@@ -68,7 +71,7 @@ class BundleLimits:
 
 
 class BundleRpcs:
-    """The five bundle methods of GeometryService."""
+    """The six bundle methods of GeometryService."""
 
     def __init__(self, store: BundleStore, limits: BundleLimits | None = None) -> None:
         self._store = store
@@ -98,7 +101,9 @@ class BundleRpcs:
                 bundle, existed = await _in_thread(writer.commit)
             finally:
                 await _in_thread(stack.close)
-        return UploadBundleResponse(bundle=bundle, existed=existed)
+        # Whether others had it before is not to be found out by uploading it.
+        mine = bundle.owner == current_identity().id
+        return UploadBundleResponse(bundle=shown(bundle), existed=existed and mine)
 
     async def DownloadBundle(
         self,
@@ -113,11 +118,11 @@ class BundleRpcs:
                 "chunk_bytes", error.message, reason="CHUNK_BYTES_INVALID"
             ) from None
         with self._transfer():
-            bundle = self._store.get(request.bundle_id)
+            bundle = seen_by_caller(self._store, request.bundle_id)
             if request.offset > bundle.size_bytes:
                 raise _out_of_range(request.offset, bundle)
             with self._store.open(request.bundle_id) as file:
-                await context.write(DownloadBundleResponse(bundle=bundle))
+                await context.write(DownloadBundleResponse(bundle=shown(bundle)))
                 async with self._watch() as moved:
                     for response in _chunks(file, request.offset, chunk_bytes):
                         await context.write(response)
@@ -129,7 +134,7 @@ class BundleRpcs:
         context: grpc.aio.ServicerContext[GetBundleRequest, GetBundleResponse],
     ) -> GetBundleResponse:
         """Describes a bundle."""
-        return GetBundleResponse(bundle=self._store.get(request.bundle_id))
+        return GetBundleResponse(bundle=shown(seen_by_caller(self._store, request.bundle_id)))
 
     async def ListBundles(
         self,
@@ -138,10 +143,11 @@ class BundleRpcs:
     ) -> ListBundlesResponse:
         """Lists a page of bundles."""
         page_size = request.page_size or _DEFAULT_PAGE_SIZE
+        sees = partial(seen_by, current_identity())
         bundles, next_page_token = await _in_thread(
-            lambda: self._store.list(request.kind, page_size, request.page_token)
+            lambda: self._store.list(request.kind, page_size, request.page_token, sees)
         )
-        return ListBundlesResponse(bundles=bundles, next_page_token=next_page_token)
+        return ListBundlesResponse(bundles=map(shown, bundles), next_page_token=next_page_token)
 
     async def DeleteBundle(
         self,
@@ -150,8 +156,27 @@ class BundleRpcs:
     ) -> DeleteBundleResponse:
         """Deletes a bundle, once per request id."""
         request_key = f"{current_identity().id} {request.request_id}" if request.request_id else ""
-        await _in_thread(lambda: self._store.delete(request.bundle_id, request_key=request_key))
+        try:
+            mine = require_held(self._store, request.bundle_id)
+        except MeshError as error:
+            # It may have been deleted by this very request before.
+            if error.reason != "BUNDLE_NOT_FOUND" or not request_key:
+                raise
+            mine = current_identity().id
+        await _in_thread(
+            lambda: self._store.delete(request.bundle_id, holder=mine, request_key=request_key)
+        )
         return DeleteBundleResponse()
+
+    async def ShareBundle(
+        self,
+        request: ShareBundleRequest,
+        context: grpc.aio.ServicerContext[ShareBundleRequest, ShareBundleResponse],
+    ) -> ShareBundleResponse:
+        """Says who else sees a bundle of the caller's."""
+        mine = holder(current_identity(), request.visibility)
+        bundle = await _in_thread(lambda: self._store.share(request.bundle_id, mine))
+        return ShareBundleResponse(bundle=shown(bundle))
 
     def _begin(self, header: UploadBundleHeader) -> Callable[[], BundleWriter]:
         if header.kind not in _UPLOADED_KINDS:
@@ -160,7 +185,10 @@ class BundleRpcs:
                 f"{bundle_pb2.BundleKind.Name(header.kind)} is made by the mesh only.",
                 reason="KIND_NOT_UPLOADED",
             )
-        owner = current_identity().id
+        identity = current_identity()
+        if header.kind == bundle_pb2.BUNDLE_KIND_REFLECTIONS:
+            identity.require("experimental_data_processing")
+        mine = holder(identity, header.visibility)
         lifetime = _lifetime(header.lifetime) if header.HasField("lifetime") else None
         return lambda: self._store.writer(
             header.kind,
@@ -168,7 +196,7 @@ class BundleRpcs:
             display_name=header.display_name,
             expected_id=header.bundle_id,
             expected_size=header.size_bytes or None,
-            owner=owner,
+            holder=mine,
             lifetime=lifetime,
         )
 

@@ -19,6 +19,7 @@ from bxmesh.server.errors import invalid_argument
 from bxmesh.server.geometry.agent.capabilities import GRADIENTS
 from bxmesh.server.geometry.coordinates import check_shape, load_coordinates, save_coordinates
 from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
+from bxmesh.server.geometry.sharing import require_target, seen_by_caller
 from bxmesh.server.streams import Submission
 from bxmesh.tensor.v1 import tensor_pb2
 from bxmesh.tensors import TensorError, chunk_bytes_or_default, from_message, size_bytes
@@ -105,12 +106,14 @@ class GradientRpcs:
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> _Call:
         mesh = self._mesh
+        require_target(request.options)
         work = geometry_work_pb2.GradientsWork(
             model_id=request.model_id, spec=mesh.model(request.model_id), options=request.options
         )
         shape: tuple[int, ...] = ()
         source = request.coordinates.WhichOneof("source")
         if source == "bundle_id":
+            seen_by_caller(mesh.store, request.coordinates.bundle_id)
             work.coordinates.CopyFrom(request.coordinates)
             shape = load_coordinates(mesh.store, request.coordinates.bundle_id).shape
         elif source == "tensor":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 
@@ -29,11 +29,13 @@ def naming(name: str, bundle_id: str) -> Iterator[None]:
         ) from error
 
 
-def model_spec(store: BundleStore, model_id: str) -> model_pb2.ModelSpec:
-    """What a model is made of; raises MeshError NOT_FOUND."""
+def model_spec(
+    store: BundleStore, model_id: str, sees: Callable[[bundle_pb2.Bundle], bool]
+) -> model_pb2.ModelSpec:
+    """What a model that somebody sees is made of; raises MeshError NOT_FOUND."""
     try:
         bundle = store.get(model_id)
-        if bundle.kind == bundle_pb2.BUNDLE_KIND_MODEL:
+        if bundle.kind == bundle_pb2.BUNDLE_KIND_MODEL and sees(bundle):
             return model_pb2.ModelSpec.FromString(store.read(model_id))
     except MeshError as error:
         if error.code is not grpc.StatusCode.NOT_FOUND:

@@ -20,6 +20,7 @@ from bxmesh.server.errors import MeshError, internal
 from bxmesh.server.geometry.inputs import model_spec
 from bxmesh.server.geometry.routing import Router
 from bxmesh.server.geometry.session_record import SessionRecords
+from bxmesh.server.geometry.sharing import seen_by
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import Submission, WorkClient, WorkQueue
@@ -94,8 +95,9 @@ class GeometryMesh:
         raise RuntimeError("the events of a submission end with its outcome")
 
     def model(self, model_id: str) -> model_pb2.ModelSpec:
-        """What a model is made of; raises MeshError NOT_FOUND."""
-        return model_spec(self.store, model_id)
+        """What a model that the caller sees is made of; raises MeshError NOT_FOUND."""
+        identity = current_identity()
+        return model_spec(self.store, model_id, lambda bundle: seen_by(identity, bundle))
 
 
 def result_of(outcome: work_pb2.WorkOutcome, kind: type[_M]) -> _M:

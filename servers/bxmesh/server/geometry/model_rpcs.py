@@ -11,6 +11,8 @@ from bxmesh.geometry.v1 import bundle_pb2, geometry_work_pb2, model_pb2
 from bxmesh.server.geometry.agent.capabilities import CREATE_MODEL
 from bxmesh.server.geometry.inputs import naming
 from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
+from bxmesh.server.geometry.sharing import holder, seen_by_caller
+from bxmesh.server.interceptors import current_identity
 
 
 class ModelRpcs:
@@ -27,7 +29,9 @@ class ModelRpcs:
         mesh = self._mesh
         for name, bundle_id in _inputs(request.spec):
             with naming(name, bundle_id):
-                mesh.store.get(bundle_id)
+                seen_by_caller(mesh.store, bundle_id)
+        if request.spec.reflections:
+            current_identity().require("experimental_data_processing")
         content = request.spec.SerializeToString(deterministic=True)
         work = geometry_work_pb2.CreateModelWork(
             spec=request.spec, include_atoms=request.include_atoms
@@ -52,7 +56,7 @@ class ModelRpcs:
             bundle_pb2.BUNDLE_KIND_MODEL,
             media_type="application/x-protobuf; type=bxmesh.geometry.v1.ModelSpec",
             derived_from=[bundle_id for _, bundle_id in _inputs(request.spec)],
-            owner=caller(),
+            holder=holder(current_identity()),
         )
         result.model.model_id = bundle.bundle_id
         response = model_pb2.CreateModelResponse(model=result.model)

@@ -26,6 +26,7 @@ from bxmesh.server.errors import (
 from bxmesh.server.geometry import frames
 from bxmesh.server.geometry.agent.capabilities import OPEN_SESSION
 from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
+from bxmesh.server.geometry.sharing import require_target
 from bxmesh.server.streams.ending import end_tasks
 
 _Request = gradients_pb2.StreamGradientsRequest
@@ -95,6 +96,7 @@ class _Session:
             if request.HasField("answered_step_id"):
                 self._first_step = request.answered_step_id + 1
         elif request.model_id:
+            require_target(request.options)
             self._session_id = uuid.uuid4().hex
             self._record = geometry_work_pb2.SessionRecord(
                 model_id=request.model_id,

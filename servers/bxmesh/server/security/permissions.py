@@ -98,6 +98,7 @@ METHODS: Mapping[str, Rule] = MappingProxyType(
         {
             "UploadBundle": Rule(("bundle_write",), _REFLECTIONS),
             "DownloadBundle GetBundle ListBundles": Rule(("bundle_read",), _OTHERS),
+            "ShareBundle": "bundle_write",
             "DeleteBundle": Rule(("bundle_delete",), _OTHERS),
             "CreateModel": Rule(("bundle_read", "geometry_calculation"), _REFLECTIONS),
             "ComputeGradients": Rule(("gradient_calculation",), _XRAY),
@@ -118,7 +119,9 @@ METHODS: Mapping[str, Rule] = MappingProxyType(
                 (("message_send", "to send messages"), ("task_execute", "to report tasks")),
             ),
             "SendMessage BroadcastMessage": "message_send",
-            "AssignTask": "task_assign",
+            "AssignTask": Rule(
+                ("task_assign",), (("gradient_calculation", "for tasks of geometry workers"),)
+            ),
             "CancelTask": Rule(("task_assign",), _OTHERS),
             "ReportTask": "task_execute",
             "GetTask ListTasks WatchTask GetTaskStats": Rule(("task_read",), _OTHERS),

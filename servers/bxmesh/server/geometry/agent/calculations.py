@@ -105,13 +105,17 @@ class Calculations:
         work = unpack(context.item.payload, geometry_work_pb2.GradientsWork)
         steps = Steps(announcer(context, self._worker_id))
         return await self.in_thread(
-            lambda: self.compute(work, steps, lambda done: context.cancelled)
+            lambda: self.compute(work, steps, lambda done: context.cancelled, context.item.identity)
         )
 
     def compute(
-        self, work: geometry_work_pb2.GradientsWork, steps: Steps, is_over: IsOver
+        self,
+        work: geometry_work_pb2.GradientsWork,
+        steps: Steps,
+        is_over: IsOver,
+        identity: str,
     ) -> geometry_work_pb2.GradientsWorkResult:
-        """Computes samples in the calling thread and stores their gradients.
+        """Computes samples in the calling thread and stores their gradients for an identity.
 
         Before each sample `is_over` is asked, with the number done, whether to give up.
         """
@@ -128,7 +132,7 @@ class Calculations:
                     work.options, None if coordinates is None else coordinates.dtype
                 )
                 arrays = stack(evaluation, gradients, len(values), dtype)
-                bundle_id = self._store_arrays(arrays, work)
+                bundle_id = self._store_arrays(arrays, work, identity)
         specs = [
             to_spec(arrays[name], name, unit) for name, (_, unit) in evaluation.tensors.items()
         ]
@@ -178,13 +182,16 @@ class Calculations:
             array = load_coordinates(self._store, work.coordinates.bundle_id)
         return array if array.ndim != 3 else array[work.sample_start : work.sample_stop]
 
-    def _store_arrays(self, arrays: dict[str, Array], work: geometry_work_pb2.GradientsWork) -> str:
+    def _store_arrays(
+        self, arrays: dict[str, Array], work: geometry_work_pb2.GradientsWork, identity: str
+    ) -> str:
         with self._store.writer(
             bundle_pb2.BUNDLE_KIND_GRADIENTS,
             media_type="application/octet-stream",
             derived_from=(work.model_id, work.coordinates.bundle_id)
             if work.coordinates.bundle_id
             else (work.model_id,),
+            holder=bundle_pb2.BundleHolder(identity_id=identity),
             lifetime=self._result_lifetime,
             durable=False,
         ) as writer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import protovalidate
@@ -12,16 +13,18 @@ from google.protobuf.message import DecodeError
 from opentelemetry import trace
 
 from bxmesh.agent.v1 import message_pb2, task_pb2
-from bxmesh.geometry.v1 import geometry_work_pb2, gradients_pb2
+from bxmesh.geometry.v1 import bundle_pb2, geometry_work_pb2, gradients_pb2
 from bxmesh.server import telemetry
 from bxmesh.server.bundles import BundleStore
-from bxmesh.server.errors import MeshError, invalid_argument, unimplemented
+from bxmesh.server.errors import MeshError, invalid_argument, not_found, unimplemented
 from bxmesh.server.geometry.agent.calculations import Calculations
 from bxmesh.server.geometry.agent.capabilities import GRADIENTS
 from bxmesh.server.geometry.agent.steps import Steps
 from bxmesh.server.geometry.coordinates import check_shape, load_coordinates
 from bxmesh.server.geometry.inputs import model_spec
+from bxmesh.server.geometry.sharing import seen_by
 from bxmesh.server.interceptors.validation import refuse_invalid
+from bxmesh.server.security.identities import Identity
 from bxmesh.server.streams.entries import HeldEntry
 from bxmesh.server.streams.mailboxes import TASK
 from bxmesh.server.tasks import TaskStore
@@ -96,10 +99,14 @@ class GeometryTasks:
                 reason="UNKNOWN_TASK",
             )
         request = self._request(task.spec.parameters)
+        if request.coordinates.bundle_id:
+            bundle = self._store.get(request.coordinates.bundle_id)
+            if not _sees(task, bundle):
+                raise not_found(f"there is no bundle {bundle.bundle_id}", reason="BUNDLE_NOT_FOUND")
         samples = self._samples(request)
         work = geometry_work_pb2.GradientsWork(
             model_id=request.model_id,
-            spec=model_spec(self._store, request.model_id),
+            spec=model_spec(self._store, request.model_id, partial(_sees, task)),
             options=request.options,
             sample_start=0,
             sample_stop=samples,
@@ -122,7 +129,7 @@ class GeometryTasks:
 
         steps = Steps(lambda step: tell(0.0, step))
         result = await self._calculations.in_thread(
-            lambda: self._calculations.compute(work, steps, is_over)
+            lambda: self._calculations.compute(work, steps, is_over, task.owner)
         )
         if result.ByteSize() > _MOST_RESULT_BYTES:
             raise invalid_argument(
@@ -174,3 +181,8 @@ class GeometryTasks:
                 raise invalid_argument("coordinates", str(error), reason=error.reason) from error
         check_shape(shape, self._max_batch_bytes)
         return shape[0] if len(shape) == 3 else 1
+
+
+def _sees(task: task_pb2.Task, bundle: bundle_pb2.Bundle) -> bool:
+    """Whether whoever assigned a task sees a bundle."""
+    return seen_by(Identity(task.owner, "user", team=task.team), bundle)
