@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import grpc
@@ -22,7 +24,9 @@ from bxmesh.server.interceptors import AuthenticationInterceptor, server_interce
 from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import connect
+from bxmesh.server.streams.seals import seals_of
 from bxmesh.server.unimplemented import offer
+from bxmesh.work.v1 import work_pb2
 from tests.registry.mesh import ALICE, Names, anybody, refused, registration
 
 __all__ = ["ALICE", "Link", "Mesh", "agents", "envelope", "refused"]
@@ -141,6 +145,19 @@ def envelope(
     )
 
 
+# The key that all servers share whose tests do not say otherwise.
+MESH_KEY_FILE = Path(gettempdir()) / f"bx-mesh-{os.getpid()}.key"
+SEALS = seals_of(MESH_KEY_FILE)
+atexit.register(MESH_KEY_FILE.unlink, missing_ok=True)
+
+
+def sealed(item: work_pb2.WorkItem, attempts: int = 0) -> bytes:
+    """An entry of a mailbox as a server makes it."""
+    entry = SEALS.entry("agents", item)
+    entry.attempts = attempts
+    return entry.SerializeToString()
+
+
 @asynccontextmanager
 async def agents(redis_url: str, **settings: Any) -> AsyncIterator[Mesh]:
     """A server; several may share one Redis."""
@@ -155,7 +172,9 @@ async def agents(redis_url: str, **settings: Any) -> AsyncIterator[Mesh]:
         )
         registry = await stack.enter_async_context(RegistryService(redis))
         service = await stack.enter_async_context(
-            agent_service(Settings(state_dir=folder, **settings), redis)
+            agent_service(
+                Settings(state_dir=folder, **{"mesh_key_file": MESH_KEY_FILE, **settings}), redis
+            )
         )
         offer(server, registry_service_pb2, registry)
         offer(server, agent_service_pb2, service)

@@ -16,7 +16,7 @@ from bxmesh.agent.v1 import delivery_pb2, queue_pb2, task_pb2
 from bxmesh.server.errors import MeshError, invalid_argument, unavailable
 from bxmesh.server.streams import QueueOptions, WorkQueue
 from bxmesh.work.v1 import work_pb2
-from tests.agent.mesh import Mesh, envelope, refused
+from tests.agent.mesh import Mesh, envelope, refused, sealed
 from tests.registry.mesh import ADMIN, ALICE, OPERATOR
 
 DROP = delivery_pb2.VERDICT_DROP
@@ -80,7 +80,7 @@ def letter(
     item = work_pb2.WorkItem(item_id=f"{agent_id}-{message_type}", kind="message", max_attempts=5)
     item.payload.Pack(envelope(agent_id, message_type, payload))
     found = work_pb2.DeadLetter(
-        entry=work_pb2.WorkEntry(item=item, attempts=4).SerializeToString(),
+        entry=sealed(item, attempts=4),
         attempts=5,
         origin_stream=origin or f"bxmesh:{{work:agents}}:inbox:{agent_id}:2",
         origin_entry_id="1-1",

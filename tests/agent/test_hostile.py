@@ -15,9 +15,8 @@ from google.rpc import error_details_pb2, status_pb2
 from bxmesh.agent.v1 import delivery_pb2, message_pb2, queue_pb2, task_pb2
 from bxmesh.client.errors import from_status
 from bxmesh.server.errors import unavailable
-from bxmesh.server.streams.queue import entry_of
 from bxmesh.work.v1 import work_pb2
-from tests.agent.mesh import ALICE, Mesh, envelope, refused
+from tests.agent.mesh import ALICE, Mesh, envelope, refused, sealed
 from tests.processes import until
 from tests.registry.mesh import ADMIN, BOB
 
@@ -116,7 +115,7 @@ async def test_an_entry_that_holds_no_task_is_a_dead_letter(mesh: Mesh) -> None:
     item.payload.CopyFrom(AnyMessage(type_url=f"type.googleapis.com/{name}", value=b"\xff\xff\xff"))
     stream = f"{ROOT}:inbox:bob:4"
     await mesh.redis.xgroup_create(stream, "workers", "0", mkstream=True)
-    await mesh.redis.xadd(stream, {"entry": entry_of(item), "deliveries": 0})
+    await mesh.redis.xadd(stream, {"entry": sealed(item), "deliveries": 0})
     async with mesh.connected("bob") as bob:
         await mesh.send(recipient="bob")
         assert (await bob.delivery()).HasField("envelope")

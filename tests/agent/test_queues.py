@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from bxmesh.agent.v1 import delivery_pb2, queue_pb2
 from bxmesh.server.streams import QueueOptions, WorkQueue
 from bxmesh.work.v1 import work_pb2
-from tests.agent.mesh import Link, Mesh, agents, envelope, refused
+from tests.agent.mesh import Link, Mesh, agents, envelope, refused, sealed
 from tests.agent.test_messages import seconds
 from tests.processes import until
 from tests.registry.mesh import ADMIN, ALICE
@@ -93,7 +93,7 @@ async def test_entries_of_one_moment_are_told_apart(mesh: Mesh) -> None:
         await mesh.redis.xadd(
             "bxmesh:{work:agents}:history:bob",
             {
-                "entry": work_pb2.WorkEntry(item=item).SerializeToString(),
+                "entry": sealed(item),
                 "from": f"bxmesh:{{work:agents}}:inbox:bob:{priority}",
                 "id": "1000-1",
             },
@@ -294,7 +294,7 @@ async def test_expired_messages_are_counted(mesh: Mesh) -> None:
     queue = mesh.service.mesh.mailboxes.queue
     item = queue.new_item("message", envelope("bob"))
     item.deadline.FromSeconds(1)
-    entry = work_pb2.WorkEntry(item=item).SerializeToString()
+    entry = sealed(item)
     await mesh.send(recipient="bob", message_type="lasting")
     await mesh.redis.xadd(queue.keys.inbox("bob", 2), {"entry": entry, "deliveries": 0})
     async with mesh.connected("bob", lease_id=lease, initial_credit=2) as bob:

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bxmesh.client.endpoint import state_directory
 from bxmesh.server.streams.mailboxes import MailboxOptions
+from bxmesh.server.streams.seals import Seals, seals_of
 
 Service = Literal["geometry", "registry", "agent", "security", "workers"]
 SERVICES: tuple[Service, ...] = ("geometry", "registry", "agent", "security", "workers")
@@ -154,7 +155,13 @@ class Settings(BaseSettings):
             max_attempts=self.message_attempts,
             history=self.message_history,
             history_lifetime=self.message_history_lifetime,
+            seals=self.seals,
         )
+
+    @property
+    def seals(self) -> Seals:
+        """What work items are sealed with. Raises what the file of the mesh key raises."""
+        return seals_of(self.mesh_key_path)
 
     @property
     def mesh_key_path(self) -> Path:

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62xmesh/work/v1/work.proto\x12\x0e\x62xmesh.work.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xf6\x02\n\x08WorkItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12%\n\x07payload\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x10\n\x08reply_to\x18\x04 \x01(\t\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x65nqueue_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmax_attempts\x18\x07 \x01(\x05\x12\x41\n\rtrace_context\x18\x08 \x03(\x0b\x32*.bxmesh.work.v1.WorkItem.TraceContextEntry\x12\x10\n\x08identity\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x1a\x33\n\x11TraceContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xab\x02\n\tWorkEntry\x12&\n\x04item\x18\x01 \x01(\x0b\x32\x18.bxmesh.work.v1.WorkItem\x12\x10\n\x08\x61ttempts\x18\x02 \x01(\x05\x12\x36\n\x12\x66irst_attempt_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\nlast_error\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\x12K\n\x12last_trace_context\x18\x05 \x03(\x0b\x32/.bxmesh.work.v1.WorkEntry.LastTraceContextEntry\x1a\x37\n\x15LastTraceContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8d\x01\n\x0bWorkOutcome\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12$\n\x06result\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12\x11\n\tworker_id\x18\x05 \x01(\t\"\x7f\n\tWorkEvent\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12(\n\x08progress\x18\x02 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x12.\n\x07outcome\x18\x03 \x01(\x0b\x32\x1b.bxmesh.work.v1.WorkOutcomeH\x00\x42\x07\n\x05\x65vent\"\xec\x02\n\nDeadLetter\x12\r\n\x05\x65ntry\x18\x01 \x01(\x0c\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\x05\x12.\n\nfirst_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rorigin_stream\x18\x06 \x01(\t\x12\x17\n\x0forigin_entry_id\x18\x07 \x01(\t\x12\x11\n\tworker_id\x18\x08 \x01(\t\x12\x43\n\rtrace_context\x18\t \x03(\x0b\x32,.bxmesh.work.v1.DeadLetter.TraceContextEntry\x1a\x33\n\x11TraceContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"0\n\x0cTaskDelivery\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"\x84\x01\n\x06Notice\x12\x0f\n\x05topic\x18\x01 \x01(\tH\x00\x12/\n\x06\x64irect\x18\x02 \x01(\x0b\x32\x1d.bxmesh.work.v1.DirectMessageH\x00\x12.\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1c.bxmesh.work.v1.CancellationH\x00\x42\x08\n\x06notice\"3\n\rDirectMessage\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\"U\n\x0c\x43\x61ncellation\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\"\n\x06reason\x18\x03 \x01(\x0b\x32\x12.google.rpc.Statusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62xmesh/work/v1/work.proto\x12\x0e\x62xmesh.work.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xf6\x02\n\x08WorkItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12%\n\x07payload\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x10\n\x08reply_to\x18\x04 \x01(\t\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x65nqueue_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmax_attempts\x18\x07 \x01(\x05\x12\x41\n\rtrace_context\x18\x08 \x03(\x0b\x32*.bxmesh.work.v1.WorkItem.TraceContextEntry\x12\x10\n\x08identity\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x1a\x33\n\x11TraceContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb9\x02\n\tWorkEntry\x12&\n\x04item\x18\x01 \x01(\x0b\x32\x18.bxmesh.work.v1.WorkItem\x12\x10\n\x08\x61ttempts\x18\x02 \x01(\x05\x12\x36\n\x12\x66irst_attempt_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\nlast_error\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\x12K\n\x12last_trace_context\x18\x05 \x03(\x0b\x32/.bxmesh.work.v1.WorkEntry.LastTraceContextEntry\x12\x0c\n\x04seal\x18\x06 \x01(\x0c\x1a\x37\n\x15LastTraceContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8d\x01\n\x0bWorkOutcome\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12$\n\x06result\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12\x11\n\tworker_id\x18\x05 \x01(\t\"\x7f\n\tWorkEvent\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12(\n\x08progress\x18\x02 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x12.\n\x07outcome\x18\x03 \x01(\x0b\x32\x1b.bxmesh.work.v1.WorkOutcomeH\x00\x42\x07\n\x05\x65vent\"\xec\x02\n\nDeadLetter\x12\r\n\x05\x65ntry\x18\x01 \x01(\x0c\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\x05\x12.\n\nfirst_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rorigin_stream\x18\x06 \x01(\t\x12\x17\n\x0forigin_entry_id\x18\x07 \x01(\t\x12\x11\n\tworker_id\x18\x08 \x01(\t\x12\x43\n\rtrace_context\x18\t \x03(\x0b\x32,.bxmesh.work.v1.DeadLetter.TraceContextEntry\x1a\x33\n\x11TraceContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"0\n\x0cTaskDelivery\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"\x84\x01\n\x06Notice\x12\x0f\n\x05topic\x18\x01 \x01(\tH\x00\x12/\n\x06\x64irect\x18\x02 \x01(\x0b\x32\x1d.bxmesh.work.v1.DirectMessageH\x00\x12.\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1c.bxmesh.work.v1.CancellationH\x00\x42\x08\n\x06notice\"3\n\rDirectMessage\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\"U\n\x0c\x43\x61ncellation\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\"\n\x06reason\x18\x03 \x01(\x0b\x32\x12.google.rpc.Statusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,23 +45,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKITEM_TRACECONTEXTENTRY']._serialized_start=454
   _globals['_WORKITEM_TRACECONTEXTENTRY']._serialized_end=505
   _globals['_WORKENTRY']._serialized_start=508
-  _globals['_WORKENTRY']._serialized_end=807
-  _globals['_WORKENTRY_LASTTRACECONTEXTENTRY']._serialized_start=752
-  _globals['_WORKENTRY_LASTTRACECONTEXTENTRY']._serialized_end=807
-  _globals['_WORKOUTCOME']._serialized_start=810
-  _globals['_WORKOUTCOME']._serialized_end=951
-  _globals['_WORKEVENT']._serialized_start=953
-  _globals['_WORKEVENT']._serialized_end=1080
-  _globals['_DEADLETTER']._serialized_start=1083
-  _globals['_DEADLETTER']._serialized_end=1447
+  _globals['_WORKENTRY']._serialized_end=821
+  _globals['_WORKENTRY_LASTTRACECONTEXTENTRY']._serialized_start=766
+  _globals['_WORKENTRY_LASTTRACECONTEXTENTRY']._serialized_end=821
+  _globals['_WORKOUTCOME']._serialized_start=824
+  _globals['_WORKOUTCOME']._serialized_end=965
+  _globals['_WORKEVENT']._serialized_start=967
+  _globals['_WORKEVENT']._serialized_end=1094
+  _globals['_DEADLETTER']._serialized_start=1097
+  _globals['_DEADLETTER']._serialized_end=1461
   _globals['_DEADLETTER_TRACECONTEXTENTRY']._serialized_start=454
   _globals['_DEADLETTER_TRACECONTEXTENTRY']._serialized_end=505
-  _globals['_TASKDELIVERY']._serialized_start=1449
-  _globals['_TASKDELIVERY']._serialized_end=1497
-  _globals['_NOTICE']._serialized_start=1500
-  _globals['_NOTICE']._serialized_end=1632
-  _globals['_DIRECTMESSAGE']._serialized_start=1634
-  _globals['_DIRECTMESSAGE']._serialized_end=1685
-  _globals['_CANCELLATION']._serialized_start=1687
-  _globals['_CANCELLATION']._serialized_end=1772
+  _globals['_TASKDELIVERY']._serialized_start=1463
+  _globals['_TASKDELIVERY']._serialized_end=1511
+  _globals['_NOTICE']._serialized_start=1514
+  _globals['_NOTICE']._serialized_end=1646
+  _globals['_DIRECTMESSAGE']._serialized_start=1648
+  _globals['_DIRECTMESSAGE']._serialized_end=1699
+  _globals['_CANCELLATION']._serialized_start=1701
+  _globals['_CANCELLATION']._serialized_end=1786
 # @@protoc_insertion_point(module_scope)

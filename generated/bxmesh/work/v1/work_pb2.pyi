@@ -140,8 +140,13 @@ class WorkEntry(_message.Message):
     FIRST_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     LAST_TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
+    SEAL_FIELD_NUMBER: _builtins.int
     attempts: _builtins.int
     """Attempts that ended in a failure."""
+    seal: _builtins.bytes
+    """HMAC-SHA256 over the queue's name, a zero byte and the item, under a key that Redis never holds: an entry
+    without it is refused.
+    """
     @_builtins.property
     def item(self) -> Global___WorkItem:
         """The item."""
@@ -166,10 +171,11 @@ class WorkEntry(_message.Message):
         first_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         last_error: _status_pb2.Status | None = ...,
         last_trace_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        seal: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_attempt_time", b"first_attempt_time", "item", b"item", "last_error", b"last_error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "first_attempt_time", b"first_attempt_time", "item", b"item", "last_error", b"last_error", "last_trace_context", b"last_trace_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "first_attempt_time", b"first_attempt_time", "item", b"item", "last_error", b"last_error", "last_trace_context", b"last_trace_context", "seal", b"seal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,7 @@ from bxmesh.agent.v1 import message_pb2, queue_pb2
 from bxmesh.server.agent.deliveries import MessageTypes
 from bxmesh.server.agent.mutations import Mutation
 from bxmesh.server.errors import MeshError, invalid_argument, resource_exhausted
+from bxmesh.server.streams import WorkQueue
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.mailbox_scripts import POST_AGAIN
 from bxmesh.server.streams.mailboxes import REPLAYED, Mailboxes
@@ -184,15 +185,19 @@ async def _entries(
         pipeline.xrange(mailboxes.keys.history(agent_id), kept.history_id, kept.history_id)
     with redis_errors():
         found = await pipeline.execute()
-    return [_fresh(rows[0][1][b"entry"]) if rows else None for rows in found]
+    queue = mailboxes.queue
+    return [_fresh(queue, rows[0][1][b"entry"]) if rows else None for rows in found]
 
 
-def _fresh(data: bytes) -> bytes:
-    item = work_pb2.WorkEntry.FromString(data).item
+def _fresh(queue: WorkQueue, data: bytes) -> bytes | None:
+    entry = work_pb2.WorkEntry.FromString(data)
+    if not queue.options.seals.holds(queue.options.name, entry):
+        return None
+    item = entry.item
     item.item_id = f"{REPLAYED}{uuid.uuid4().hex}"
     item.request_id = ""
     item.ClearField("deadline")
-    return work_pb2.WorkEntry(item=item).SerializeToString()
+    return queue.entry_of(item)
 
 
 async def _post_again(

@@ -42,7 +42,8 @@ async def replay_letters(
         results = await asyncio.gather(*(_replay(letter, mutation.name, limit) for letter in batch))
         batch.clear()
         replayed += results.count(Replayed.DONE)
-        remaining += results.count(Replayed.ENOUGH) + results.count(Replayed.FULL)
+        kept = (Replayed.ENOUGH, Replayed.FULL, Replayed.FORGED)
+        remaining += sum(map(results.count, kept))
 
     bound = await newest(queues)
     if bound is not None:

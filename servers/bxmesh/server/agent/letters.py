@@ -20,7 +20,7 @@ __all__ = ["Letter"]
 _MOST_UNREADABLE = 64 << 10
 _MOST_PARAMETERS = 64 << 10
 # Nobody gave these up; they were found to be hopeless.
-_NOBODYS = frozenset({"UNREADABLE", "WORKER_LOST"})
+_NOBODYS = frozenset({"UNREADABLE", "FORGED_ENTRY", "WORKER_LOST"})
 
 
 @dataclass(frozen=True)

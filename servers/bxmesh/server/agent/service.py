@@ -27,7 +27,7 @@ from bxmesh.server.streams import WorkClient, WorkQueue
 from bxmesh.server.streams.bells import Bells
 from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.mailboxes import Mailboxes
-from bxmesh.server.tasks import Tasks
+from bxmesh.server.tasks import TaskOptions, Tasks
 
 __all__ = ["AgentService", "agent_service"]
 
@@ -49,7 +49,7 @@ async def agent_service(
     async with (
         Bells(redis, mailboxes.keys.cancellations) as bells,
         WorkClient(redis) as client,
-        Tasks(redis, live, bells) as tasks,
+        Tasks(redis, live, bells, TaskOptions(seals=settings.seals)) as tasks,
     ):
         mesh = AgentMesh(
             settings,

@@ -15,4 +15,5 @@ def queue_options(settings: Settings) -> QueueOptions:
         lease=settings.work_lease,
         max_attempts=settings.max_attempts,
         outcome_lifetime=settings.result_lifetime,
+        seals=settings.seals,
     )

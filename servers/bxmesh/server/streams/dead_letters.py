@@ -53,6 +53,8 @@ class Replayed(Enum):
     """It is still there: the request has replayed as many as it may."""
     FULL = -2
     """It is still there: what it came from is full."""
+    FORGED = -3
+    """It is still there: nobody with the mesh key made it."""
 
 
 class DeadLetters:
@@ -106,8 +108,12 @@ class DeadLetters:
         """
         entry = stored.entry()
         assert entry is not None
-        fresh = work_pb2.WorkEntry(item=entry.item, last_trace_context=stored.letter.trace_context)
-        fresh.item.ClearField("deadline")
+        options = self._queue.options
+        if not options.seals.holds(options.name, entry):
+            return Replayed.FORGED
+        entry.item.ClearField("deadline")
+        fresh = options.seals.entry(options.name, entry.item)
+        fresh.last_trace_context.update(stored.letter.trace_context)
         keys = self._queue.keys
         with redis_errors():
             answer = await self._queue.scripts.call(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
-from bxmesh.server.errors import MeshError, internal
+from bxmesh.server.errors import MeshError, internal, permission_denied
 from bxmesh.server.streams.keys import DELIVERIES, ENTRY, MOVED
+from bxmesh.server.streams.seals import Seals
 from bxmesh.work.v1 import work_pb2
+
+_log = logging.getLogger(__name__)
 
 # No count in an honest entry is larger.
 _MOST_ATTEMPTS = 1_000_000
@@ -54,8 +58,10 @@ class HeldEntry:
             self.task.cancel()
 
 
-def read_entry(stream: str, entry_id: bytes, fields: Mapping[bytes, bytes]) -> HeldEntry:
-    """Reads what a stream holds; anybody may have written it."""
+def read_entry(
+    queue: str, seals: Seals, stream: str, entry_id: bytes, fields: Mapping[bytes, bytes]
+) -> HeldEntry:
+    """Reads what a stream of a queue holds; anybody may have written it."""
     data = fields.get(ENTRY)
     if data is None:
         found = b"\n".join(name + b"=" + value for name, value in fields.items())
@@ -64,6 +70,13 @@ def read_entry(stream: str, entry_id: bytes, fields: Mapping[bytes, bytes]) -> H
         entry = work_pb2.WorkEntry.FromString(data)
     except DecodeError:
         return _unreadable(stream, entry_id, data, "it is not a WorkEntry")
+    if not seals.holds(queue, entry):
+        _log.error("%s holds a forged entry, %s", stream, entry_id.decode(errors="replace"))
+        problem = permission_denied(
+            "The entry was made, or changed, by somebody without the mesh key.",
+            reason="FORGED_ENTRY",
+        )
+        return HeldEntry(stream, entry_id, data, problem=problem)
     try:
         deliveries = int(fields.get(DELIVERIES, b"0"))
     except ValueError:

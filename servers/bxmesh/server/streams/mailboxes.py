@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from bxmesh.server.errors import resource_exhausted
 from bxmesh.server.streams import mailbox_scripts as scripts
 from bxmesh.server.streams.connection import redis_errors
-from bxmesh.server.streams.entries import HeldEntry, read_entry
+from bxmesh.server.streams.entries import HeldEntry
 from bxmesh.server.streams.keys import GROUP, QueueKeys
 from bxmesh.server.streams.maintenance import Maintenance
 from bxmesh.server.streams.metrics import WorkerMetrics
@@ -21,11 +21,11 @@ from bxmesh.server.streams.queue import (
     QueueOptions,
     Ticket,
     WorkQueue,
-    entry_of,
     request_milliseconds,
     ticket_of,
 )
 from bxmesh.server.streams.scripts import RENEW
+from bxmesh.server.streams.seals import UNSEALED, Seals
 from bxmesh.server.streams.settlement import Settlement
 from bxmesh.work.v1 import work_pb2
 
@@ -62,11 +62,14 @@ class MailboxOptions:
     """Acknowledged messages that are kept for replay, the latest of each mailbox."""
     history_lifetime: float = 86400.0
     """How long they are kept after the last of them."""
+    seals: Seals = UNSEALED
+    """What entries are sealed with; those without a good seal are refused."""
 
     def queue(self) -> QueueOptions:
         """The options of the queue that all mailboxes are in."""
         return QueueOptions(
             QUEUE,
+            seals=self.seals,
             max_depth=self.capacity,
             lease=self.lease,
             max_attempts=self.max_attempts,
@@ -135,7 +138,7 @@ class Mailboxes:
                     *keys.inboxes(agent_id),
                 ],
                 [
-                    entry_of(item),
+                    self.queue.entry_of(item),
                     item.item_id,
                     request_milliseconds(item),
                     self.options.capacity,
@@ -176,7 +179,7 @@ class Mailboxes:
             )
             pages = await self.queue.scripts.call(scripts.HELD, inboxes, [GROUP, connection_id])
         deliveries = [count for _, _, counts in pages for count in counts]
-        held = _entries([page[:2] for page in pages])
+        held = _entries(self.queue, [page[:2] for page in pages])
         for each, count in zip(held, deliveries, strict=True):
             each.attempt += count - 1
         return [each for each in held if each.data]
@@ -210,7 +213,7 @@ class Mailboxes:
                 ],
                 [GROUP, connection_id, most, channel, int(self.options.lease * 1000)],
             )
-        return _entries(pages)
+        return _entries(self.queue, pages)
 
     async def extend(self, connection_id: str, held: Sequence[HeldEntry]) -> set[str]:
         """Renews leases; returns the items at which to work on makes no sense."""
@@ -308,9 +311,9 @@ def topic(agent_id: str) -> str:
     return f"inbox:{agent_id}"
 
 
-def _entries(pages: Sequence[Any]) -> list[HeldEntry]:
+def _entries(queue: WorkQueue, pages: Sequence[Any]) -> list[HeldEntry]:
     return [
-        read_entry(stream.decode(), entry_id, _fields(fields))
+        queue.read(stream.decode(), entry_id, _fields(fields))
         for stream, entries in pages
         for entry_id, fields in entries
     ]

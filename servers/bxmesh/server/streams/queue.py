@@ -25,8 +25,10 @@ from bxmesh.server.errors import (
 )
 from bxmesh.server.streams.batching import ScriptBatcher
 from bxmesh.server.streams.connection import is_missing_group, redis_errors
+from bxmesh.server.streams.entries import HeldEntry, read_entry
 from bxmesh.server.streams.keys import GROUP, QueueKeys
 from bxmesh.server.streams.scripts import CANCEL, CLOSE_LANE, ENQUEUE, FORGET_OUTCOME, REQUEUE
+from bxmesh.server.streams.seals import UNSEALED, Seals
 from bxmesh.work.v1 import work_pb2
 
 _PAGE = 200
@@ -60,6 +62,8 @@ class QueueOptions:
     """Dead letters kept; the oldest go first."""
     dead_letter_lifetime: float = 30 * 86400.0
     """How long a dead letter is kept."""
+    seals: Seals = UNSEALED
+    """What entries are sealed with; those without a good seal are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,14 @@ class WorkQueue:
             item.deadline.FromNanoseconds(int(deadline * 1e9))
         return item
 
+    def entry_of(self, item: work_pb2.WorkItem) -> bytes:
+        """The content of a stream entry for an item; raises MeshError INVALID_ARGUMENT over 64 MiB."""
+        return entry_of(item, self.options.name, self.options.seals)
+
+    def read(self, stream: str, entry_id: bytes, fields: Mapping[bytes, bytes]) -> HeldEntry:
+        """What one of its streams holds; what is forged or cannot be read has a problem."""
+        return read_entry(self.options.name, self.options.seals, stream, entry_id, fields)
+
     @contextlib.contextmanager
     def sending(self, item: work_pb2.WorkItem) -> Iterator[None]:
         """A span around adding an item, whose context the item carries on."""
@@ -175,7 +187,7 @@ class WorkQueue:
 
     async def _add(self, item: work_pb2.WorkItem, lane: str) -> Ticket:
         keys, options, request_id = self.keys, self.options, item.request_id
-        entry = entry_of(item)
+        entry = self.entry_of(item)
         with redis_errors():
             answer = await self.scripts.call(
                 ENQUEUE,
@@ -334,9 +346,9 @@ class WorkQueue:
         return QueueStats(max(0, total - pending), pending, delayed, dead, age)
 
 
-def entry_of(item: work_pb2.WorkItem) -> bytes:
+def entry_of(item: work_pb2.WorkItem, queue: str, seals: Seals) -> bytes:
     """The content of a stream entry for an item; raises MeshError INVALID_ARGUMENT over 64 MiB."""
-    entry = work_pb2.WorkEntry(item=item).SerializeToString()
+    entry = seals.entry(queue, item).SerializeToString()
     if len(entry) > _MOST_ENTRY_BYTES:
         raise invalid_argument("payload", f"{len(entry)} bytes are too many for one work item.")
     return entry

@@ -21,7 +21,7 @@ from bxmesh.server import telemetry
 from bxmesh.server.errors import MeshError, deadline_exceeded
 from bxmesh.server.streams.connection import CONNECTION_ERRORS, REDIS_ERRORS
 from bxmesh.server.streams.ending import end_tasks
-from bxmesh.server.streams.entries import HeldEntry, read_entry
+from bxmesh.server.streams.entries import HeldEntry
 from bxmesh.server.streams.handling import Handler, WorkContext, handle, remaining_seconds
 from bxmesh.server.streams.keys import GROUP
 from bxmesh.server.streams.listening import listen
@@ -169,7 +169,7 @@ class Worker:
             else answer
         )
         return [
-            read_entry(stream.decode(), entry_id, fields)
+            self.queue.read(stream.decode(), entry_id, fields)
             for stream, entries in rows or ()
             for entry_id, fields in entries
         ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from bxmesh.server.streams.seals import UNSEALED, Seals
+
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
@@ -38,6 +40,8 @@ class TaskOptions:
     """How long they are kept."""
     max_depth: int = 16
     """How many parents a task may have above it."""
+    seals: Seals = UNSEALED
+    """What their deliveries are sealed with."""
 
     def for_scripts(self) -> str:
         """What the scripts need to know, as JSON; times in microseconds."""

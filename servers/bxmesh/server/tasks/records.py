@@ -10,8 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 
 from bxmesh.agent.v1 import task_pb2 as pb
-from bxmesh.server.streams.mailboxes import TASK
+from bxmesh.server.streams.mailboxes import QUEUE, TASK
 from bxmesh.server.streams.queue import entry_of
+from bxmesh.server.streams.seals import Seals
 from bxmesh.work.v1 import work_pb2
 
 _MOST_DELIVERIES = 100_000
@@ -84,7 +85,7 @@ def _set(time: Timestamp, microseconds: int) -> None:
     time.FromMicroseconds(microseconds)
 
 
-def delivery_entry(task_id: str, attempt: int, identity: str, trace: str) -> bytes:
+def delivery_entry(task_id: str, attempt: int, identity: str, trace: str, seals: Seals) -> bytes:
     """What a mailbox holds for an attempt at a task, in the task's trace context (as JSON)."""
     item = work_pb2.WorkItem(
         item_id=f"{task_id}:{attempt}",
@@ -96,7 +97,7 @@ def delivery_entry(task_id: str, attempt: int, identity: str, trace: str) -> byt
     )
     item.payload.Pack(work_pb2.TaskDelivery(task_id=task_id, attempt=attempt))
     item.enqueue_time.GetCurrentTime()
-    return entry_of(item)
+    return entry_of(item, QUEUE, seals)
 
 
 def clipped(error: status_pb2.Status) -> status_pb2.Status:

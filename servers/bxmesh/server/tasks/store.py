@@ -157,7 +157,7 @@ class TaskStore:
                     **self._retries(spec.retry_policy),
                 }
             ),
-            delivery_entry(task_id, 1, new.owner, trace),
+            delivery_entry(task_id, 1, new.owner, trace, self.options.seals),
             int(self.options.request_lifetime * 1000) if new.request_id else 0,
             request=request_key(new.owner, new.request_id) if new.request_id else ROOT,
         )
@@ -225,7 +225,13 @@ class TaskStore:
     async def assign(self, waiting: Waiting, candidates: Sequence[Mapping[str, Any]]) -> bool:
         """Gives a task to the first candidate with a free slot; False when all are full, or another
         was faster."""
-        entry = delivery_entry(waiting.task_id, waiting.attempts + 1, waiting.owner, waiting.trace)
+        entry = delivery_entry(
+            waiting.task_id,
+            waiting.attempts + 1,
+            waiting.owner,
+            waiting.trace,
+            self.options.seals,
+        )
         answer = await self._call(
             scripts.ASSIGN, waiting.task_id, waiting.attempts, entry, json.dumps(candidates)
         )

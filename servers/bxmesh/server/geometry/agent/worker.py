@@ -32,7 +32,7 @@ from bxmesh.server.streams.bells import Bells
 from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.mailbox_reader import MailboxReader
 from bxmesh.server.streams.mailboxes import Mailboxes
-from bxmesh.server.tasks import TaskStore
+from bxmesh.server.tasks import TaskOptions, TaskStore
 from bxmesh.server.version import VERSION
 
 _log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class GeometryWorker:
             worker_id,
             calculations,
             store,
-            TaskStore(redis),
+            TaskStore(redis, TaskOptions(seals=settings.seals)),
             max_batch_bytes=settings.max_batch_bytes,
         )
         self._mailbox = MailboxReader(
