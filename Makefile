@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CODE := servers clients examples tests benchmarks tools
 
-.PHONY: help setup demo test check lint types proto proto-check proto-lint proto-breaking pytest soak node bench clean
+.PHONY: help setup demo test check lint types security-tables security-check proto proto-check proto-lint proto-breaking pytest soak node bench clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -26,7 +26,7 @@ demo: $(READY) ## the main job on a real crystal structure
 
 test: check pytest node ## everything that must pass
 
-check: lint types proto-lint proto-check
+check: lint types proto-lint proto-check security-check
 
 lint: $(READY) ## style
 	$(BIN)/ruff check $(CODE)
@@ -44,6 +44,12 @@ proto-check: $(READY) ## that generated/ is what proto/ says
 
 proto-lint: $(READY) ## the contract's style
 	$(BIN)/python tools/protos.py lint
+
+security-tables: $(READY) ## the tables of docs/security.md from the code
+	$(BIN)/python tools/security_tables.py
+
+security-check: $(READY) ## that the tables of docs/security.md are what the code says
+	$(BIN)/python tools/security_tables.py --check
 
 proto-breaking: $(READY) ## the contract against the last commit on main
 	$(BIN)/python tools/protos.py breaking

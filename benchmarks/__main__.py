@@ -17,7 +17,17 @@ from rich.table import Table
 
 from benchmarks.figures import Figure
 
-NAMES = ("session", "batch", "cold", "bundles", "streams", "messages", "registry", "memory")
+NAMES = (
+    "session",
+    "batch",
+    "cold",
+    "bundles",
+    "streams",
+    "messages",
+    "registry",
+    "security",
+    "memory",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

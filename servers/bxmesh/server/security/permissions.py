@@ -41,12 +41,12 @@ PERMISSIONS: Mapping[str, str] = MappingProxyType(
         "coordinate_update": "Send new coordinates for a model: sessions, minimisation.",
         "experimental_data_processing": "Store reflections and make models with them.",
         "message_send": "Send messages to agents.",
-        "message_receive": "Connect as an agent and receive messages.",
+        "message_receive": "Connect as an agent, receive messages and answer them.",
         "task_assign": "Assign tasks and chains, and cancel one's own.",
         "task_execute": "Take tasks, offer capabilities and report results.",
         "task_read": "See tasks and chains that one sees.",
-        "state_read": "Read shared state that one sees.",
-        "state_write": "Change shared state that one sees.",
+        "state_read": "Read the state that agents share.",
+        "state_write": "Change the state of one's own agents.",
         "queue_read": "See mailboxes, dead letters and figures of one's own agents.",
         "queue_write": "Replay and purge messages of one's own agents.",
         "agent_register": "Register agents of one's own and keep them alive.",
@@ -114,10 +114,7 @@ METHODS: Mapping[str, Rule] = MappingProxyType(
     | _all(
         "agent.v1.AgentService",
         {
-            "Connect": Rule(
-                ("message_receive",),
-                (("message_send", "to send messages"), ("task_execute", "to report tasks")),
-            ),
+            "Connect": "message_receive",
             "SendMessage BroadcastMessage": "message_send",
             "AssignTask": Rule(
                 ("task_assign",), (("gradient_calculation", "for tasks of geometry workers"),)
@@ -125,7 +122,7 @@ METHODS: Mapping[str, Rule] = MappingProxyType(
             "CancelTask": Rule(("task_assign",), _OTHERS),
             "ReportTask": "task_execute",
             "GetTask ListTasks WatchTask GetTaskStats": Rule(("task_read",), _OTHERS),
-            "GetState WatchState": Rule(("state_read",), _OTHERS),
+            "GetState WatchState": "state_read",
             "UpdateState": Rule(("state_write",), _OTHERS),
             "ListDeadLetters GetQueueStats": Rule(("queue_read",), _OTHERS),
             "ReplayDeadLetters PurgeDeadLetters ReplayMessages": Rule(("queue_write",), _OTHERS),
