@@ -8,6 +8,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from itertools import islice
 from types import TracebackType
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -24,7 +27,15 @@ from .mirror import Mirror
 from .policies import Policies
 from .records import Change, ConflictError
 
-__all__ = ["IP_BLOCK", "Addresses", "address_of", "admitted", "is_local", "rules_of"]
+__all__ = [
+    "IP_BLOCK",
+    "Addresses",
+    "address_of",
+    "admitted",
+    "is_local",
+    "rules_of",
+    "source_of",
+]
 
 IP_BLOCK = "ip_block"
 """The kind of records that say which addresses are refused for a while."""
@@ -35,6 +46,10 @@ _ABUSE = "bxmesh:{security}:abuse"
 _GATHER_SECONDS = 0.25
 _MOST_DECISIONS = 10_000
 _MOST_BLOCKS = 100_000
+_MOST_COUNTED = 10_000
+_MOST_SWEPT = 1_000
+# What one host on an IPv6 network has to itself.
+_IPV6_PREFIX = 64
 
 
 class Rule(NamedTuple):
@@ -44,6 +59,7 @@ class Rule(NamedTuple):
     allow: bool
 
 
+@lru_cache(4096)
 def address_of(peer: str) -> str:
     """Returns the address in gRPC's name of a peer, such as ipv4:192.0.2.1:5000; `unix` for a
     socket on this machine. What a caller says of itself in headers counts for nothing."""
@@ -59,12 +75,30 @@ def address_of(peer: str) -> str:
     return str(mapped or address)
 
 
+@lru_cache(4096)
 def is_local(address: str) -> bool:
-    """Whether an address is on this machine: it is never refused, so that operators get back in."""
+    """Whether an address is on this machine: it is never refused, so that operators get back in.
+
+    Behind a proxy on this machine every caller is: such a proxy has to refuse by itself.
+    """
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
-        return True
+        return address.startswith("unix")
+
+
+@lru_cache(4096)
+def source_of(address: str) -> str:
+    """Returns what stands for whoever calls from an address: it itself, for IPv6 the first address
+    of its /64, of which one host may use all."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4 or parsed.is_loopback:
+        return str(parsed)
+    network = ipaddress.ip_network((parsed, _IPV6_PREFIX), strict=False)
+    return str(network.network_address)
 
 
 def rules_of(policy: Policy) -> list[Rule]:
@@ -87,7 +121,8 @@ def admitted(rules: Sequence[Rule], address: str) -> bool:
 class Addresses:
     """Refuses addresses by the rules of the policy, and for a while those that break many rules.
 
-    An async context manager, within which it counts.
+    The latter by what `source_of` returns: a block of 2001:db8:: is one of 2001:db8::/64. An async
+    context manager, within which it counts.
     """
 
     def __init__(self, redis: Redis, mirror: Mirror, policies: Policies) -> None:
@@ -126,7 +161,7 @@ class Addresses:
             return None
         if is_local(address):
             return None
-        block = self._block(address)
+        block = self.block(address)
         if block is not None:
             seconds = max(1.0, block.expire_time.seconds - time.time())
             error = permission_denied(
@@ -152,21 +187,25 @@ class Addresses:
             decision = self._decisions[address] = admitted(self._rules, address)
         return decision
 
-    def _block(self, address: str) -> IpBlock | None:
-        record = self._mirror.get(IP_BLOCK, address)
+    def block(self, address: str) -> IpBlock | None:
+        """Returns what refuses an address for a while now."""
+        record = self._mirror.get(IP_BLOCK, source_of(address))
         block = IpBlock.FromString(record.data) if record else None
         return block if block and block.expire_time.seconds > time.time() else None
 
     def blocks(self) -> list[IpBlock]:
         """Returns what is refused for a while now, by address."""
-        found = (self._block(address) for address in sorted(self._mirror.all(IP_BLOCK)))
+        found = (self.block(address) for address in sorted(self._mirror.all(IP_BLOCK)))
         return [block for block in found if block is not None]
 
     def violated(self, event: ViolationEvent) -> None:
         """Counts a violation against the address it came from."""
         counted = self._policies.policy.abuse_block.violations > 0
-        if counted and event.address and not is_local(event.address):
-            self._counts[event.address] += 1
+        if not counted or not event.address or is_local(event.address):
+            return
+        source = source_of(event.address)
+        if source in self._counts or len(self._counts) < _MOST_COUNTED:
+            self._counts[source] += 1
             self._news.set()
 
     async def _run(self) -> None:
@@ -176,43 +215,56 @@ class Addresses:
             self._news.clear()
             counts, self._counts = self._counts, Counter()
             try:
-                for address, count in counts.items():
-                    await self._count(address, count)
-            except (MeshError, ConflictError, *REDIS_ERRORS) as error:
+                for source, count in counts.items():
+                    # Another server may be faster.
+                    with suppress(ConflictError):
+                        await self._count(source, count)
+            except (MeshError, *REDIS_ERRORS) as error:
                 _log.warning("violations are not counted by address: %s", error)
 
-    async def _count(self, address: str, count: int) -> None:
+    async def _count(self, source: str, count: int) -> None:
         rule = self._policies.policy.abuse_block
-        if not rule.violations or self._block(address) is not None:
+        if not rule.violations or self.block(source) is not None:
             return
-        name = f"{_ABUSE}:{address}"
+        name = f"{_ABUSE}:{source}"
         pipeline = self._redis.pipeline(transaction=True)
         pipeline.incrby(name, count)
         pipeline.expire(name, max(1, rule.window.seconds), nx=True)
         total, _ = await pipeline.execute()
-        if total < rule.violations or len(self._mirror.all(IP_BLOCK)) >= _MOST_BLOCKS:
+        if total < rule.violations:
+            return
+        over = self._over(source)
+        if len(self._mirror.all(IP_BLOCK)) - len(over) >= _MOST_BLOCKS:
             return
         await self._redis.delete(name)
         block = IpBlock(
-            address=address,
+            address=source,
             reason=f"{total} violations within {rule.window.seconds} s",
         )
         block.create_time.GetCurrentTime()
         block.expire_time.FromSeconds(
             block.create_time.seconds + max(1, rule.block_duration.seconds)
         )
-        over = [
-            Change(IP_BLOCK, name, -1, None)
-            for name in list(self._mirror.all(IP_BLOCK))[:1000]
-            if self._block(name) is None and name != address
-        ]
-        await self._mirror.commit([Change(IP_BLOCK, address, -1, block.SerializeToString()), *over])
+        before = self._mirror.get(IP_BLOCK, source)
+        known = before.revision if before else 0
+        await self._mirror.commit(
+            [Change(IP_BLOCK, source, known, block.SerializeToString()), *over]
+        )
         if self.events is not None:
             self.events.note(
                 AuditEvent(
                     "ip_block.created",
-                    address=address,
-                    resource=f"address/{address}",
+                    address=source,
+                    resource=f"address/{source}",
                     details={"reason": block.reason},
                 )
             )
+
+    def _over(self, source: str) -> list[Change]:
+        """What deletes blocks that are over, but not that of a source."""
+        names = islice(self._mirror.all(IP_BLOCK), _MOST_SWEPT)
+        return [
+            Change(IP_BLOCK, name, -1, None)
+            for name in names
+            if name != source and self.block(name) is None
+        ]

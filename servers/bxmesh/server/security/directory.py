@@ -220,8 +220,13 @@ class Directory:
             frozenset(key.permissions) or None,
             key_id,
             stored.ends,
-            key.rate_limit if key.HasField("rate_limit") else None,
+            self.rate_limit_of(key_id),
         )
+
+    def rate_limit_of(self, credential: str) -> RateLimit | None:
+        """Returns an API key's own rate limit; None without one, and for other credentials."""
+        stored = self.key(credential)
+        return stored.key.rate_limit if stored and stored.key.HasField("rate_limit") else None
 
     def credential_valid(self, name: str) -> bool:
         """Whether an API key is accepted now; other credentials end by themselves."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from google.protobuf.duration_pb2 import Duration
 
 from bxmesh.security.v1 import credential_pb2 as pb
+from bxmesh.security.v1.policy_pb2 import RateLimit
 from bxmesh.server.errors import failed_precondition, not_found
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.streams.connection import redis_errors
@@ -16,9 +17,11 @@ from .api_keys import digest, new_secret
 from .directory import API_KEY, StoredKey
 from .events import AuditEvent
 from .granting import check_permissions, require_covers, require_lasting
+from .identities import Identity
 from .mesh import SecurityMesh
 from .mutations import Context, Plan, mutate
 from .pages import page_of
+from .policy_checks import check_rate_limit
 from .records import Change
 
 __all__ = ["KeyRpcs"]
@@ -41,6 +44,8 @@ class KeyRpcs:
         owner = request.identity_id or caller.id
         if owner != caller.id or request.HasField("rate_limit"):
             caller.require("security_admin")
+        if request.HasField("rate_limit"):
+            check_rate_limit(request.rate_limit, "rate_limit")
         key_id, secret = new_secret()
 
         def plan() -> Plan:
@@ -57,7 +62,7 @@ class KeyRpcs:
                 identity_id=owner,
                 display_name=request.display_name,
                 permissions=sorted(request.permissions),
-                rate_limit=request.rate_limit if request.HasField("rate_limit") else None,
+                rate_limit=self._rate_limit(request, caller),
             )
             key.create_time.GetCurrentTime()
             lifetime = request.lifetime if request.HasField("lifetime") else None
@@ -187,6 +192,12 @@ class KeyRpcs:
         allowed = self._mesh.directory.permissions_of(owner)
         wanted = frozenset(permissions)
         require_covers(current_identity(), allowed & wanted if wanted else allowed, owner)
+
+    def _rate_limit(self, request: pb.CreateApiKeyRequest, caller: Identity) -> RateLimit | None:
+        if request.HasField("rate_limit"):
+            return request.rate_limit
+        # Who is limited gets rid of it by no key that they make.
+        return None if caller.may("security_admin") else caller.rate_limit
 
     def _lifetime(self, wanted: Duration | None) -> int:
         policy = self._mesh.policies.policy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ from google.protobuf import json_format
 from bxmesh.security.v1.policy_pb2 import Policy, PolicyChange
 
 __all__ = ["policy_difference"]
+
+_PLAIN_NAME = re.compile(r"[\w. -]*[^\W\d][\w. -]*")
+"""What is no number, and ends no path."""
 
 
 def policy_difference(before: Policy, after: Policy) -> list[PolicyChange]:
@@ -34,6 +38,13 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _leaves(f"{path}.{name}" if path else name, inner)
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         for index, inner in enumerate(value):
-            yield from _leaves(f"{path}[{inner.get('name', index)}]", inner)
+            yield from _leaves(f"{path}[{_label(inner, index)}]", inner)
     else:
         yield path, json.dumps(value)
+
+
+def _label(item: dict[str, Any], index: int) -> str:
+    name = item.get("name")
+    if name is None:
+        return str(index)
+    return name if _PLAIN_NAME.fullmatch(name) else json.dumps(name)

@@ -6,7 +6,7 @@ from bxmesh.security.v1 import policy_pb2 as pb
 from bxmesh.server.errors import not_found
 from bxmesh.server.interceptors import current_identity
 
-from .addresses import IP_BLOCK, address_of
+from .addresses import IP_BLOCK, address_of, source_of
 from .events import AuditEvent
 from .mesh import SecurityMesh
 from .mutations import Context, Plan, aborted, mutate
@@ -105,19 +105,20 @@ class PolicyRpcs:
     async def DeleteIpBlock(
         self, request: pb.DeleteIpBlockRequest, context: Context
     ) -> pb.DeleteIpBlockResponse:
-        """Admits an address again."""
+        """Admits an address again; for IPv6 the whole network that was refused with it."""
+        source = source_of(request.address)
 
         def plan() -> Plan:
-            if self._mesh.mirror.get(IP_BLOCK, request.address) is None:
+            if self._mesh.addresses.block(source) is None:
                 raise not_found(
                     f"{request.address} is not refused for a while.",
                     reason="BLOCK_NOT_FOUND",
                     address=request.address,
                 )
             return Plan(
-                [Change(IP_BLOCK, request.address, -1, None)],
+                [Change(IP_BLOCK, source, -1, None)],
                 pb.DeleteIpBlockResponse(),
-                AuditEvent("ip_block.deleted", resource=f"address/{request.address}"),
+                AuditEvent("ip_block.deleted", resource=f"address/{source}"),
             )
 
         answer, _, _ = await mutate(self._mesh, request, context, pb.DeleteIpBlockResponse, plan)

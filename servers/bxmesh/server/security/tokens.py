@@ -157,6 +157,7 @@ class TokenAuthenticator:
             verified.permissions,
             _CREDENTIAL + verified.token_id,
             verified.expires,
+            self._directory.rate_limit_of(verified.credential),
         )
 
     def _verify(self, token: str) -> _Verified:
