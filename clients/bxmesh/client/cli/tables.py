@@ -25,7 +25,7 @@ def show(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_WIDTH_OF_A_FILE)
-    cells = [tuple(row) for row in rows]
+    cells = [tuple(map(_harmless, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     last = min(widths[-1], _LEAST_WIDTH_OF_THE_LAST)
     if cells and sum(widths[:-1]) + last + _GAP * len(widths) > console.width:
@@ -59,4 +59,13 @@ def facts(rows: Iterable[tuple[str, str]]) -> None:
     """Writes names and values to stdout, one a line; without a value nothing."""
     for name, value in rows:
         if value:
-            click.echo(f"{name:13} {value}")
+            click.echo(f"{name:13} {_harmless(value)}")
+
+
+def _harmless(text: str) -> str:
+    """Shows control characters, with which others' words could steer a terminal, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
