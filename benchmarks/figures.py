@@ -32,7 +32,7 @@ class Figure(NamedTuple):
         return (
             f"{self.value:,.2f}{self.unit}"
             if self.unit == "×"
-            else f"{self.value:,.0f} {self.unit}"
+            else f"{self.value:,.{0 if self.value >= 10 else 2}f} {self.unit}"
         )
 
     @property

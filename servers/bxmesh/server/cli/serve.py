@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 from pydantic import ValidationError
@@ -56,6 +57,12 @@ _EPILOG = (
 def serve(services: str | None, listen: str | None, with_parent: bool, **options: Any) -> None:
     """Serve the mesh until it is interrupted."""
     values = {name: value for name, value in options.items() if value is not None}
+    if urlsplit(values.get("redis_url", "")).password:
+        click.echo(
+            "Others on this machine can see the password in --redis-url (ps shows it); "
+            "BXMESH_REDIS_URL hides it.",
+            err=True,
+        )
     if listen is not None and listen != "unix:":
         values["listen"] = listen
     if services is not None:
