@@ -173,6 +173,7 @@ async def _add_services(
             await stack.enter_async_context(WorkClient(redis)),
             Router(LiveAgents(redis), CAPABILITIES[0]),
             SessionRecords(redis, settings.session_idle),
+            secured.mesh.events,
         )
         names.append(offer(grpc_server, geometry_service_pb2, GeometryService(mesh)))
         _in_background(stack, lambda: _sweep(store))

@@ -38,6 +38,8 @@ from bxmesh.tensors import TensorError, chunk_bytes_or_default
 from ..bundles import BundleStore, BundleWriter
 from ..errors import MeshError, deadline_exceeded, invalid_argument, resource_exhausted
 from ..interceptors.authentication import current_identity
+from ..security.addresses import address_of
+from ..security.events import IGNORED, AuditEvent, SecurityEvents
 from .sharing import holder, require_held, seen_by, seen_by_caller, shown
 
 __all__ = ["BundleLimits", "BundleRpcs"]
@@ -73,7 +75,13 @@ class BundleLimits:
 class BundleRpcs:
     """The six bundle methods of GeometryService."""
 
-    def __init__(self, store: BundleStore, limits: BundleLimits | None = None) -> None:
+    def __init__(
+        self,
+        store: BundleStore,
+        limits: BundleLimits | None = None,
+        events: SecurityEvents = IGNORED,
+    ) -> None:
+        self._events = events
         self._store = store
         self._limits = limits or BundleLimits()
         self._transfers = 0
@@ -165,6 +173,16 @@ class BundleRpcs:
             mine = current_identity().id
         await _in_thread(
             lambda: self._store.delete(request.bundle_id, holder=mine, request_key=request_key)
+        )
+        self._events.note(
+            AuditEvent(
+                "bundle.deleted",
+                current_identity().id,
+                address_of(context.peer()),
+                "/bxmesh.geometry.v1.GeometryService/DeleteBundle",
+                f"bundle/{request.bundle_id}",
+                details={"whose": "its own" if mine else "everybody's"},
+            )
         )
         return DeleteBundleResponse()
 

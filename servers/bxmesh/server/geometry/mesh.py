@@ -22,6 +22,7 @@ from bxmesh.server.geometry.routing import Router
 from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.geometry.sharing import seen_by
 from bxmesh.server.interceptors import current_identity
+from bxmesh.server.security.events import IGNORED, SecurityEvents
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import Submission, WorkClient, WorkQueue
 from bxmesh.work.v1 import work_pb2
@@ -40,6 +41,8 @@ class GeometryMesh:
     client: WorkClient
     router: Router
     sessions: SessionRecords
+    security: SecurityEvents = IGNORED
+    """What is told of bundles that are deleted."""
 
     @property
     def result_lifetime(self) -> timedelta:

@@ -35,8 +35,9 @@ from .message_rules import MessageRules
 from .mirror import Mirror
 from .policies import POLICY, Policies
 from .rate_limits import RateLimiter
-from .recorder import Recorder
+from .recorder import Recorder, tell_forged_entry
 from .records import Records
+from .stream_quota import StreamQuota
 from .token_keys import TOKEN_KEY, TokenKeys
 from .tokens import REVOKED_TOKEN, TokenAuthenticator, Tokens
 from .usage import Usage
@@ -82,9 +83,11 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
         async with (
             Addresses(redis, mirror, policies) as addresses,
             Recorder(log, violations, addresses.violated) as recorder,
+            StreamQuota(redis, policies) as stream_quota,
         ):
             addresses.events = recorder
             mirror.on_forged = partial(_tell_forged, recorder)
+            settings.seals.on_forged = partial(tell_forged_entry, recorder)
             mesh = SecurityMesh(
                 settings=settings,
                 redis=redis,
@@ -120,7 +123,9 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
                     mesh,
                     authentication,
                     before=(AddressInterceptor(addresses, recorder),),
-                    after=(LimitsInterceptor(RateLimiter(redis, policies), policies, recorder),),
+                    after=(
+                        LimitsInterceptor(RateLimiter(redis, policies), stream_quota, recorder),
+                    ),
                     rules=MessageRules(policies, recorder),
                 )
             finally:

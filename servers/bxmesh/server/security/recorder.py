@@ -18,10 +18,10 @@ from bxmesh.server.streams.connection import REDIS_ERRORS
 from bxmesh.server.streams.ending import end_tasks
 
 from .audit import AuditLog, StampedEvent
-from .events import AuditEvent, ViolationEvent
+from .events import AuditEvent, SecurityEvents, ViolationEvent
 from .violations import StampedViolation, Violations
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "tell_forged_entry"]
 
 _log = logging.getLogger(__name__)
 
@@ -184,4 +184,17 @@ def _line(waiting: _Waiting) -> AuditEvent:
         event.resource,
         outcome,
         {"rule": event.rule, **details},
+    )
+
+
+def tell_forged_entry(events: SecurityEvents, stream: str) -> None:
+    """Tells of an entry of a stream that nobody with the mesh key made."""
+    events.violation(
+        ViolationEvent(
+            pb.VIOLATION_KIND_FORGERY,
+            pb.SEVERITY_CRITICAL,
+            rule="FORGED_ENTRY",
+            message="A stream held work without a seal of this mesh; it is a dead letter now.",
+            resource=f"stream/{stream}",
+        )
     )

@@ -72,6 +72,7 @@ def read_entry(
         return _unreadable(stream, entry_id, data, "it is not a WorkEntry")
     if not seals.holds(queue, entry):
         _log.error("%s holds a forged entry, %s", stream, entry_id.decode(errors="replace"))
+        seals.on_forged(stream)
         problem = permission_denied(
             "The entry was made, or changed, by somebody without the mesh key.",
             reason="FORGED_ENTRY",

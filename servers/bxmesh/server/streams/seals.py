@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,11 +20,13 @@ class Seals:
     are remembered, so that it is done at least once, as any other is.
     """
 
-    __slots__ = ("_key",)
+    __slots__ = ("_key", "on_forged")
 
     def __init__(self, key: bytes | None) -> None:
         """Takes the key, None to seal nothing and to trust everybody."""
         self._key = key
+        self.on_forged: Callable[[str], None] = lambda stream: None
+        """Is told of each forged entry: the stream that holds it."""
 
     def __repr__(self) -> str:
         return f"Seals({'…' if self._key else None})"
