@@ -164,3 +164,14 @@ def test_nothing_turns_data_into_code(folder: str) -> None:
                 assert (node.module or "").split(".")[0] not in banned_modules, path
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in banned_names, path
+
+
+async def test_a_forged_entry_is_told(redis: Redis) -> None:
+    told: list[str] = []
+    options = QueueOptions("told", seals=Seals(KEY))
+    options.seals.on_forged = told.append
+    queue = WorkQueue(redis, options)
+    held = queue.read(queue.keys.shared, b"1-0", {b"entry": b"\x0a\x03\x0a\x01x"})
+    assert held.problem is not None
+    assert held.problem.reason == "FORGED_ENTRY"
+    assert told == [queue.keys.shared]
