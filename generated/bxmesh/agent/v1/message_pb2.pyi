@@ -371,12 +371,17 @@ class SendMessageResponse(_message.Message):
     RECEIVERS_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     REPLY_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
     """The message's name."""
     receivers: _builtins.int
     """Connections that got it, for a direct one; 0 for a durable one."""
     held: _builtins.bool
     """Whether it is held for a recipient that is not registered."""
+    quarantined: _builtins.bool
+    """Whether it is held in quarantine, so that the recipient does not get it unless somebody releases it. When an answer
+    was to be waited for, that is FAILED_PRECONDITION (QUARANTINED).
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
@@ -393,10 +398,11 @@ class SendMessageResponse(_message.Message):
         receivers: _builtins.int = ...,
         held: _builtins.bool = ...,
         reply: Global___Envelope | None = ...,
+        quarantined: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reply", b"reply"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "held", b"held", "message_id", b"message_id", "receivers", b"receivers", "reply", b"reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "held", b"held", "message_id", b"message_id", "quarantined", b"quarantined", "receivers", b"receivers", "reply", b"reply"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,10 +465,13 @@ class BroadcastMessageResponse(_message.Message):
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
     RECIPIENTS_FIELD_NUMBER: _builtins.int
     REFUSED_AGENT_IDS_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
     """The message's name; all copies have it."""
     recipients: _builtins.int
     """How many agents it was for."""
+    quarantined: _builtins.bool
+    """Whether it is held in quarantine, so that they do not get it unless somebody releases it."""
     @_builtins.property
     def refused_agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of these, those whose mailbox was full; they do not get it."""
@@ -473,10 +482,11 @@ class BroadcastMessageResponse(_message.Message):
         message_id: _builtins.str = ...,
         recipients: _builtins.int = ...,
         refused_agent_ids: _abc.Iterable[_builtins.str] | None = ...,
+        quarantined: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "recipients", b"recipients", "refused_agent_ids", b"refused_agent_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "quarantined", b"quarantined", "recipients", b"recipients", "refused_agent_ids", b"refused_agent_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

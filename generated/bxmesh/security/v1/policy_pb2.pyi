@@ -112,11 +112,15 @@ class _DataActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataAction
     DATA_ACTION_ALLOW: _DataAction.ValueType  # 1
     """It passes; the hit is recorded."""
     DATA_ACTION_REDACT: _DataAction.ValueType  # 2
-    """It passes with the data replaced by the detector's name in brackets."""
+    """It passes with the data replaced by the detector's name in brackets; where they cannot be replaced, in a signed
+    message for example, it is refused.
+    """
     DATA_ACTION_BLOCK: _DataAction.ValueType  # 3
     """It is refused with PERMISSION_DENIED."""
     DATA_ACTION_QUARANTINE: _DataAction.ValueType  # 4
-    """It is held in quarantine; the sender is told so."""
+    """It is held in quarantine; the sender is told so. It is a dead letter with the reason QUARANTINED, which whoever has
+    mesh_operate can replay.
+    """
 
 class DataAction(_DataAction, metaclass=_DataActionEnumTypeWrapper):
     """DataAction is what becomes of a message with sensitive data."""
@@ -126,11 +130,15 @@ DATA_ACTION_UNSPECIFIED: DataAction.ValueType  # 0
 DATA_ACTION_ALLOW: DataAction.ValueType  # 1
 """It passes; the hit is recorded."""
 DATA_ACTION_REDACT: DataAction.ValueType  # 2
-"""It passes with the data replaced by the detector's name in brackets."""
+"""It passes with the data replaced by the detector's name in brackets; where they cannot be replaced, in a signed
+message for example, it is refused.
+"""
 DATA_ACTION_BLOCK: DataAction.ValueType  # 3
 """It is refused with PERMISSION_DENIED."""
 DATA_ACTION_QUARANTINE: DataAction.ValueType  # 4
-"""It is held in quarantine; the sender is told so."""
+"""It is held in quarantine; the sender is told so. It is a dead letter with the reason QUARANTINED, which whoever has
+mesh_operate can replay.
+"""
 Global___DataAction: _TypeAlias = DataAction  # noqa: Y015
 
 class _SigningMode:
@@ -289,7 +297,7 @@ class DataRule(_message.Message):
     pattern: _builtins.str
     """A pattern of one's own in RE2 syntax, used when the detector is not set; at most 1024 characters."""
     action: Global___DataAction.ValueType
-    """What happens then. Of several hits the strictest counts."""
+    """What happens then. Of several hits the strictest counts: to block, then to quarantine, to redact, to allow."""
     @_builtins.property
     def message_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The message types it is for, where "*" stands for any characters; empty means all. At most 128."""
