@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
 
+from bxmesh.agent.v1 import state_pb2
 from bxmesh.client import errors as client_errors
 from bxmesh.client.errors import from_rpc_error
 from bxmesh.geometry.v1 import bundle_pb2
 from bxmesh.geometry.v1.bundle_pb2 import BundleChunk
+from bxmesh.security.v1 import identity_pb2
 from bxmesh.server.errors import MeshError
+from bxmesh.server.interceptors import validation
 from bxmesh.server.interceptors.validation import ValidationInterceptor
 from tests.interceptors.probe import AUTHORIZED, METHOD, Context, probe
 
@@ -88,3 +92,38 @@ async def test_bytes_that_are_no_message_are_refused(kind: str, handler: Any) ->
             seen = from_rpc_error(raised.value)
             assert seen.reason == reason
             assert seen.trace_id
+
+
+async def test_a_large_message_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+    original = validation.refuse_invalid
+
+    def noting(validator: Any, message: Any) -> None:
+        threads.append(threading.current_thread() is threading.main_thread())
+        original(validator, message)
+
+    monkeypatch.setattr(validation, "refuse_invalid", noting)
+    # Large content is nothing to look at; many values are.
+    monkeypatch.setattr(validation, "_may_hold_many", lambda kind: many)
+
+    async def handler(request: Any, context: Any) -> BundleChunk:
+        return BundleChunk(offset=len(request.data))
+
+    async with probe("unary_unary", handler) as (call, _):
+        for many in (False, True):  # noqa: B007
+            for size in (10, 200_000):
+                answer = await call(BundleChunk(data=b"x" * size), metadata=AUTHORIZED)
+                assert answer.offset == size
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call(BundleChunk(data=b"x" * 200_000, offset=-1), metadata=AUTHORIZED)
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert threads == [True, True, True, False, False]
+
+
+async def test_which_messages_may_hold_many_values() -> None:
+    for kind, many in (
+        (bundle_pb2.UploadBundleRequest, False),
+        (state_pb2.UpdateStateRequest, True),
+        (identity_pb2.CreateIdentityRequest, True),
+    ):
+        assert validation._may_hold_many(kind.DESCRIPTOR) is many

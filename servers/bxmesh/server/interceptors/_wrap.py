@@ -15,6 +15,7 @@ from ..errors import unimplemented
 __all__ = ["Call", "Interceptor", "Proceed"]
 
 Hook = Callable[[Any], None]
+RequestHook = Callable[[Any], Awaitable[None] | None]
 Decode = Callable[[bytes], Any]
 Proceed = Callable[[], Awaitable[Any]]
 
@@ -36,8 +37,9 @@ class Call:
         self.context = context
         self.streams = streams
         """Whether it has a stream of requests or of responses."""
-        self.on_request: Hook | None = None
-        """Called with each request message before the handler sees it; may raise."""
+        self.on_request: RequestHook | None = None
+        """Called with each request message before the handler sees it, and awaited when it returns
+        something to be awaited; may raise."""
         self.on_response: Hook | None = None
         """Called with each response message before it is sent; may raise."""
 
@@ -82,7 +84,9 @@ class _WatchedContext:
     async def read(self) -> Any:
         message = await self._context.read()
         if self._call.on_request is not None and message is not grpc.aio.EOF:
-            self._call.on_request(message)
+            checking = self._call.on_request(message)
+            if checking is not None:
+                await checking
         return message
 
     async def write(self, message: Any) -> None:
@@ -130,7 +134,9 @@ def _wrap(
                 if handler.request_streaming:
                     argument = _Requests(watched)
                 elif call.on_request is not None:
-                    call.on_request(request)
+                    checking = call.on_request(request)
+                    if checking is not None:
+                        await checking
             result = behaviour(argument, watched)
             if inspect.isasyncgen(result):
                 async with aclosing(result) as responses:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
+from functools import cache
 from typing import Any
 
 import grpc
 import protovalidate
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from ..errors import MeshError, invalid_argument
@@ -16,6 +20,8 @@ __all__ = ["ValidationInterceptor", "refuse_invalid"]
 # A violation takes some 20 µs to describe: a message that is larger, and may hold a million,
 # is told its first one only.
 _FULLY_DESCRIBED_BYTES = 4096
+# A megabyte of small values takes 2 s.
+_MOST_BYTES_AT_ONCE = 64 * 1024
 
 
 class _Malformed:
@@ -48,12 +54,16 @@ class ValidationInterceptor(Interceptor):
 
         return decode_or_mark
 
-    def _check(self, message: Message | _Malformed) -> None:
+    def _check(self, message: Message | _Malformed) -> Awaitable[None] | None:
         if isinstance(message, _Malformed):
             raise invalid_argument(
                 "", "The request is no message of this method's type.", reason="MESSAGE_MALFORMED"
             )
+        if message.ByteSize() > _MOST_BYTES_AT_ONCE and _may_hold_many(message.DESCRIPTOR):
+            # It may take seconds, in which others are to be served.
+            return asyncio.to_thread(refuse_invalid, self._validator, message)
         refuse_invalid(self._validator, message)
+        return None
 
 
 def refuse_invalid(validator: protovalidate.Validator, message: Message) -> None:
@@ -71,6 +81,21 @@ def refuse_invalid(validator: protovalidate.Validator, message: Message) -> None
         f"{field}: {description}" if field else description,
         field_violations=described,
     )
+
+
+@cache
+def _may_hold_many(kind: Descriptor) -> bool:
+    """Whether messages of a kind can hold any number of values, and not only long ones."""
+    seen, left = set[str](), [kind]
+    while left:
+        for field in left.pop().fields:
+            if field.is_repeated:
+                return True
+            inner = field.message_type
+            if inner is not None and inner.full_name not in seen:
+                seen.add(inner.full_name)
+                left.append(inner)
+    return False
 
 
 def _describe(violation: protovalidate.Violation) -> tuple[str, str]:
