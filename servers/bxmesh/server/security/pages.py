@@ -6,11 +6,15 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from google.protobuf.message import Message
+
 from bxmesh.server.errors import invalid_argument
 
 __all__ = ["page_of", "token_of", "token_place"]
 
 _DEFAULT_SIZE = 100
+# gRPC clients take messages of 4 MiB.
+_MOST_BYTES = 2 << 20
 
 T = TypeVar("T")
 
@@ -20,7 +24,8 @@ def page_of(
 ) -> tuple[list[T], str]:
     """Returns a page of what is sorted by name, and the token of the next page, empty on the last.
 
-    Names sort backwards with `newest_first`. Raises MeshError like `token_place`.
+    A page of large things ends early. Names sort backwards with `newest_first`. Raises MeshError
+    like `token_place`.
     """
     after = token_place(request)
     rest = [
@@ -28,7 +33,13 @@ def page_of(
         for item in items
         if not after or (name(item) < after if newest_first else name(item) > after)
     ]
-    page = rest[: request.page_size or _DEFAULT_SIZE]
+    page: list[T] = []
+    size = 0
+    for item in rest[: request.page_size or _DEFAULT_SIZE]:
+        size += item.ByteSize() if isinstance(item, Message) else len(name(item))
+        if page and size > _MOST_BYTES:
+            break
+        page.append(item)
     return page, token_of(request, name(page[-1])) if len(page) < len(rest) else ""
 
 
