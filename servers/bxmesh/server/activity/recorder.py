@@ -32,6 +32,7 @@ _ENDS = {
     "done": "acknowledged",
     "retried": "retried",
     "buried": "dropped",
+    "answered_with_error": "dropped",
     "expired": "expired",
     "cancelled": "withdrawn",
 }

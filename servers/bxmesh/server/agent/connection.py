@@ -65,6 +65,7 @@ _NO_CREDIT_SECONDS = (1.0, 3.0)
 # more.
 _MOST_SETTLING = 256
 _FAREWELL_SECONDS = 5.0
+_FORBIDDEN = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION)
 
 
 class Connection:
@@ -406,12 +407,18 @@ class Connection:
         name = answer.delivery_id
         # It stays among the held until it is settled, so that a drain waits for it.
         held = self._held.get(name)
-        counted = held is not None and not held.over and await self._settle_held(held, answer)
+        counted: bool | MeshError = False
+        if held is not None and not held.over:
+            counted = await self._settle_held(held, answer)
         self._release(name)
-        status = status_pb2.Status() if counted else lease_lost(name).to_status()
+        if counted is True:
+            status = status_pb2.Status()
+        else:
+            status = (counted or lease_lost(name)).to_status()
         await self._send(_Response(settled=delivery_pb2.Settled(delivery_id=name, status=status)))
 
-    async def _settle_held(self, held: HeldEntry, answer: delivery_pb2.Answer) -> bool:
+    async def _settle_held(self, held: HeldEntry, answer: delivery_pb2.Answer) -> bool | MeshError:
+        """Returns whether it counts, or why its reply may not go although it does."""
         held.over = True
         match answer.verdict:
             case delivery_pb2.VERDICT_ACK:
@@ -422,6 +429,10 @@ class Connection:
                             self._mesh, self._identity, held, answer.reply
                         )
                     except MeshError as error:
+                        if error.code in _FORBIDDEN:
+                            # The message was handled, so that it must not come again.
+                            await self._settlement.finish(held, "answered_with_error", None, error)
+                            return error
                         # The mailbox that it goes to is full, say. It comes again, and so does the reply.
                         return await self._try_again(held, error)
                 return await self._mailboxes.acknowledge(self._settlement, held, reply)

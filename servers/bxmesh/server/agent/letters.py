@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from bxmesh.agent.v1 import message_pb2, queue_pb2, task_pb2
 from bxmesh.server.errors import MeshError
+from bxmesh.server.security.data_loss import QUARANTINED
 from bxmesh.server.streams import StoredLetter, WorkQueue
 from bxmesh.server.streams.mailboxes import MESSAGE, QUEUE, TASK
 from bxmesh.server.tasks import TaskStore
@@ -20,7 +21,7 @@ __all__ = ["Letter"]
 _MOST_UNREADABLE = 64 << 10
 _MOST_PARAMETERS = 64 << 10
 # Nobody gave these up; they were found to be hopeless.
-_NOBODYS = frozenset({"UNREADABLE", "FORGED_ENTRY", "WORKER_LOST"})
+_NOBODYS = frozenset({"UNREADABLE", "FORGED_ENTRY", "WORKER_LOST", QUARANTINED})
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class Letter:
         """The identity on whose behalf it was sent; empty when that cannot be read."""
         entry = self.stored.entry()
         return entry.item.identity if entry else ""
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether it is held back from its recipient."""
+        return MeshError.from_status(self.stored.letter.error).reason == QUARANTINED
 
     @property
     def capability(self) -> str:

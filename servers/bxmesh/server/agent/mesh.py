@@ -11,6 +11,7 @@ from bxmesh.server.agent.connections import Connections
 from bxmesh.server.agent.directory import Directory
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.live_agents import LiveAgents
+from bxmesh.server.security.data_loss import ALL_PASS, DataGuard
 from bxmesh.server.security.message_rules import ALL_ALLOWED, MessageRules
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import WorkClient, WorkQueue
@@ -38,6 +39,8 @@ class AgentMesh:
     """What is told what becomes of messages."""
     rules: MessageRules = ALL_ALLOWED
     """Who may send what to whom."""
+    data: DataGuard = ALL_PASS
+    """What must not be sent."""
 
 
 def caller() -> str:

@@ -16,12 +16,14 @@ from bxmesh.server.agent.posting import (
     accept,
     post,
     post_direct,
+    quarantine,
     require_recipient,
     unknown_recipient,
 )
 from bxmesh.server.agent.replies import answer_of, answer_waiting, wait_for_answer
 from bxmesh.server.agent_selection import fits
 from bxmesh.server.errors import MeshError, deadline_exceeded, invalid_argument, unimplemented
+from bxmesh.server.security.data_loss import Verdict
 from bxmesh.server.streams import Ticket
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -47,11 +49,15 @@ class MessageRpcs:
         response = pb.SendMessageResponse(
             message_id=envelope.message_id, create_time=envelope.create_time
         )
-        if await answer_waiting(mesh, envelope):
+        direct = request.delivery_mode == pb.DELIVERY_MODE_DIRECT
+        verdict = Verdict(envelope)
+        if not direct:
+            verdict = await mesh.data.inspect(envelope, identity)
+            envelope = verdict.envelope
+        if verdict.quarantine is None and await answer_waiting(mesh, envelope):
             return response
         mesh.rules.check(envelope.sender, envelope.recipient, envelope.message_type)
         known = await require_recipient(mesh, envelope.recipient)
-        direct = request.delivery_mode == pb.DELIVERY_MODE_DIRECT
         if not known and (direct or not request.hold_for_recipient):
             raise unknown_recipient(envelope.recipient, may_hold=not direct)
         response.held = not known
@@ -59,7 +65,13 @@ class MessageRpcs:
         seconds = request.reply_timeout.ToNanoseconds() / 1e9
         if remaining := context.time_remaining():
             seconds = min(seconds, remaining)
-        if request.HasField("reply_timeout") and seconds > 0:
+        asks = request.HasField("reply_timeout") and seconds > 0
+        if verdict.quarantine is not None:
+            await quarantine(mesh, envelope, identity, verdict.quarantine, once=once)
+            if asks:
+                raise verdict.quarantine
+            response.quarantined = True
+        elif asks:
             response.reply.CopyFrom(
                 await self._request(envelope, identity, seconds, direct=direct, once=once)
             )
@@ -123,6 +135,11 @@ class MessageRpcs:
         if request.envelope.recipient:
             raise invalid_argument("envelope.recipient", "a broadcast has none")
         envelope = await accept(mesh, request.envelope, identity, request.request_id)
+        direct = request.delivery_mode == pb.DELIVERY_MODE_DIRECT
+        held = None
+        if not direct:
+            verdict = await mesh.data.inspect(envelope, identity)
+            envelope, held = verdict.envelope, verdict.quarantine
         wanted = AgentFilter(capabilities=request.capabilities, agent_type=request.agent_type)
         recipients = [
             agent.agent_id
@@ -132,7 +149,6 @@ class MessageRpcs:
             and mesh.rules.allows(envelope.sender, agent.agent_id, envelope.message_type)
         ]
         once = bool(request.request_id or request.envelope.message_id)
-        direct = request.delivery_mode == pb.DELIVERY_MODE_DIRECT
         most = _MOST_BYTES_AT_ONCE // max(1, envelope.ByteSize())
         room = asyncio.Semaphore(max(1, min(_AT_ONCE, most)))
 
@@ -144,6 +160,8 @@ class MessageRpcs:
                 try:
                     if direct:
                         await post_direct(mesh, copy)
+                    elif held is not None:
+                        await quarantine(mesh, copy, identity, held, once=once)
                     else:
                         await post(mesh, copy, identity, once=once)
                 except MeshError as error:
@@ -157,4 +175,5 @@ class MessageRpcs:
             message_id=envelope.message_id,
             recipients=len(recipients),
             refused_agent_ids=sorted(filter(None, refused)),
+            quarantined=held is not None,
         )

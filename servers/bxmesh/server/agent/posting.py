@@ -9,6 +9,7 @@ from bxmesh.agent.v1 import message_pb2
 from bxmesh.server import telemetry
 from bxmesh.server.agent.mesh import AgentMesh
 from bxmesh.server.errors import (
+    MeshError,
     deadline_exceeded,
     invalid_argument,
     not_found,
@@ -24,6 +25,7 @@ __all__ = [
     "finished",
     "post",
     "post_direct",
+    "quarantine",
     "require_recipient",
     "require_small",
     "unknown_recipient",
@@ -127,7 +129,6 @@ async def post(
 ) -> Ticket:
     """Puts a message into its recipient's mailbox; with `once` its name is remembered, so that it is
     one message however often it is sent."""
-    name = f"{identity}:message:{envelope.recipient}:{envelope.message_id}"
     limits = [each for each in (deadline_of(envelope), deadline) if each is not None]
     ticket = await mesh.mailboxes.put(
         envelope.recipient,
@@ -135,7 +136,7 @@ async def post(
         envelope,
         priority=envelope.priority or MEDIUM,
         item_id=item_id,
-        request_id=name if once else "",
+        request_id=_name(envelope, identity) if once else "",
         reply_to=reply_to,
         deadline=min(limits, default=None),
         identity=identity,
@@ -143,6 +144,25 @@ async def post(
     if not ticket.repeated:
         mesh.activity.accepted(envelope)
     return ticket
+
+
+async def quarantine(
+    mesh: AgentMesh, envelope: message_pb2.Envelope, identity: str, error: MeshError, *, once: bool
+) -> None:
+    """Holds a message back from its recipient's mailbox; whoever may can list and release it."""
+    await mesh.mailboxes.hold_back(
+        envelope.recipient,
+        MESSAGE,
+        envelope,
+        error,
+        priority=envelope.priority or MEDIUM,
+        request_id=_name(envelope, identity) if once else "",
+        identity=identity,
+    )
+
+
+def _name(envelope: message_pb2.Envelope, identity: str) -> str:
+    return f"{identity}:message:{envelope.recipient}:{envelope.message_id}"
 
 
 async def post_direct(mesh: AgentMesh, envelope: message_pb2.Envelope) -> int:

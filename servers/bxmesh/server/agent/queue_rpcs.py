@@ -41,7 +41,7 @@ class QueueRpcs:
         """Puts dead letters back to where they came from."""
         mutation = self._mutation("ReplayDeadLetters", request.request_id)
         return await replay_letters(
-            self._queues, self._mesh.tasks.store, request, mutation, await self._sees()
+            self._queues, self._mesh.tasks.store, request, mutation, await self._releases()
         )
 
     async def PurgeDeadLetters(
@@ -82,11 +82,20 @@ class QueueRpcs:
             return await self._mesh.agents.owned_by(identity.id)
 
     async def _sees(self) -> Callable[[Letter], bool]:
-        """Says which letters the caller sees: what it sent, and what its agents were sent."""
+        """Says which letters the caller sees: what it sent, and what its agents were sent, unless
+        that is held back from them."""
         identity, owned = current_identity(), await self._owned()
         return lambda letter: (
-            owned is None or letter.agent_id in owned or letter.sender == identity.id
+            owned is None
+            or letter.sender == identity.id
+            or (letter.agent_id in owned and not letter.quarantined)
         )
+
+    async def _releases(self) -> Callable[[Letter], bool]:
+        """Says which letters the caller may replay: none that is held back from its recipient,
+        unless it may mend what belongs to others."""
+        sees, all_of_them = await self._sees(), may_change(current_identity())
+        return lambda letter: sees(letter) and (all_of_them or not letter.quarantined)
 
     @property
     def _queues(self) -> tuple[WorkQueue, ...]:

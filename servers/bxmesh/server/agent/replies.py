@@ -10,7 +10,7 @@ from google.protobuf import any_pb2
 from bxmesh.agent.v1 import message_pb2
 from bxmesh.server.agent.deliveries import envelope_of
 from bxmesh.server.agent.mesh import AgentMesh
-from bxmesh.server.agent.posting import finished, post, require_small
+from bxmesh.server.agent.posting import finished, post, quarantine, require_small
 from bxmesh.server.errors import MeshError
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.entries import HeldEntry
@@ -27,7 +27,8 @@ async def reply_to_delivery(
     """Sends the answer to a message that is about to be acknowledged.
 
     Returns it packed when whoever sent the message waits for it: then it is the outcome. Otherwise
-    it is in a mailbox when this returns, under a name that makes a repetition harmless.
+    it is in a mailbox when this returns, under a name that makes a repetition harmless. Raises
+    MeshError PERMISSION_DENIED, or FAILED_PRECONDITION, for an answer that may not go.
     """
     if held.item.kind != MESSAGE:
         return None
@@ -39,6 +40,14 @@ async def reply_to_delivery(
     reply.message_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"reply:{held.item.item_id}"))
     reply = finished(reply)
     require_small(reply)
+    if reply.recipient != request.sender:
+        # Whoever asks must not let others say what it may not say itself.
+        mesh.rules.check(reply.sender, reply.recipient, reply.message_type)
+    verdict = await mesh.data.inspect(reply, identity)
+    reply = verdict.envelope
+    if verdict.quarantine is not None:
+        await quarantine(mesh, reply, identity, verdict.quarantine, once=True)
+        raise verdict.quarantine
     if held.item.reply_to:
         packed = any_pb2.Any()
         packed.Pack(reply)

@@ -21,6 +21,7 @@ from bxmesh.server.agent.state_rpcs import StateRpcs
 from bxmesh.server.agent.task_rpcs import TaskRpcs
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.open_streams import OpenStreams
+from bxmesh.server.security.data_loss import ALL_PASS, DataGuard
 from bxmesh.server.security.message_rules import ALL_ALLOWED, MessageRules
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import WorkClient, WorkQueue
@@ -42,6 +43,7 @@ async def agent_service(
     work_queues: tuple[WorkQueue, ...] = (),
     activity: Activity = OFF,
     rules: MessageRules = ALL_ALLOWED,
+    data: DataGuard = ALL_PASS,
 ) -> AsyncIterator[AgentService]:
     """A service with all that it needs, within a block."""
     mailboxes = Mailboxes(redis, settings.mailbox_options)
@@ -64,6 +66,7 @@ async def agent_service(
             work_queues,
             activity,
             rules,
+            data,
         )
         async with AgentService(mesh) as service:
             yield service

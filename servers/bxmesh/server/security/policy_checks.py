@@ -10,6 +10,7 @@ import grpc
 from bxmesh.security.v1.policy_pb2 import IpRule, Policy, RateLimit
 from bxmesh.server.errors import MeshError, failed_precondition
 
+from . import data_loss
 from .addresses import admitted, is_local, rules_of
 from .patterns import matcher
 from .permissions import METHODS
@@ -80,6 +81,7 @@ def _complaints(policy: Policy) -> Iterator[tuple[str, str]]:
         for name in ("sender", "recipient", "message_type"):
             field = f"policy.message_permissions[{index}].{name}"
             yield from _of_pattern(getattr(permission, name), field)
+    yield from data_loss.complaints(policy)
     for name in _NOT_ENFORCED:
         if getattr(policy, name):
             yield f"policy.{name}", "is not enforced by this version; leave it out"

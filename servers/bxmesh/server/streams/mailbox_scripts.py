@@ -6,7 +6,17 @@ connection's name; settling, retrying and burying it are the same steps as for a
 
 from __future__ import annotations
 
-from bxmesh.server.streams.scripts import END, HOLD, MOVE, NOW, PLACE, REPEATED, RING, Script
+from bxmesh.server.streams.scripts import (
+    END,
+    HOLD,
+    LAY_DOWN,
+    MOVE,
+    NOW,
+    PLACE,
+    REPEATED,
+    RING,
+    Script,
+)
 
 # KEYS: inbox, request (or inbox), the inboxes of the agent…
 # ARGV: entry, item id, request lifetime in ms or 0, capacity of the mailbox, most mailboxes
@@ -28,6 +38,22 @@ if depth == 0 then
   end
 end
 local id = place(KEYS[1], ARGV[1], 0)
+remember()
+return {1, ARGV[2], KEYS[1], id}
+"""
+)
+
+# KEYS: inbox, request (or inbox), dead, journal, the mailbox's dead letters
+# ARGV: letter, item id, request lifetime in ms or 0, most letters, their lifetime in ms, facts for the
+# journal, most letters of the mailbox
+# Returns what POST does.
+HOLD_BACK = Script(
+    REPEATED
+    + LAY_DOWN
+    + """
+local held = redis.call('ZCARD', KEYS[5])
+if held >= tonumber(ARGV[7]) then return {-1, held} end
+local id = lay_down(KEYS[3], KEYS[4], KEYS[1], ARGV[1], ARGV[4], ARGV[5], ARGV[6])
 remember()
 return {1, ARGV[2], KEYS[1], id}
 """

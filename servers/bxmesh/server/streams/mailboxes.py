@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.message import Message
 from redis.asyncio import Redis
 
-from bxmesh.server.errors import resource_exhausted
+from bxmesh.server.errors import MeshError, resource_exhausted
 from bxmesh.server.streams import mailbox_scripts as scripts
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.entries import HeldEntry
@@ -26,7 +26,7 @@ from bxmesh.server.streams.queue import (
 )
 from bxmesh.server.streams.scripts import RENEW
 from bxmesh.server.streams.seals import UNSEALED, Seals
-from bxmesh.server.streams.settlement import Settlement
+from bxmesh.server.streams.settlement import Settlement, letter_facts
 from bxmesh.work.v1 import work_pb2
 
 QUEUE = "agents"
@@ -158,6 +158,60 @@ class Mailboxes:
                 retry_after=60.0,
                 reason="TOO_MANY_MAILBOXES",
                 subject="mailboxes",
+            )
+        return ticket_of(answer, request_id)
+
+    async def hold_back(
+        self,
+        agent_id: str,
+        kind: str,
+        payload: Message,
+        error: MeshError,
+        *,
+        priority: int = MEDIUM,
+        request_id: str = "",
+        identity: str = "",
+    ) -> Ticket:
+        """Makes an item a dead letter that was never delivered; a replay posts it.
+
+        Raises MeshError RESOURCE_EXHAUSTED (TOO_MANY_DEAD_LETTERS).
+        """
+        queue, keys = self.queue, self.keys
+        item = queue.new_item(kind, payload, request_id=request_id, identity=identity)
+        inbox = keys.inbox(agent_id, priority)
+        with queue.sending(item):
+            letter = work_pb2.DeadLetter(
+                entry=queue.entry_of(item), origin_stream=inbox, trace_context=item.trace_context
+            )
+            letter.error.CopyFrom(error.to_status())
+            letter.last_time.GetCurrentTime()
+            letter.first_time.CopyFrom(letter.last_time)
+            with redis_errors():
+                answer = await queue.scripts.call(
+                    scripts.HOLD_BACK,
+                    [
+                        inbox,
+                        keys.request(request_id) if request_id else inbox,
+                        keys.dead,
+                        keys.journal,
+                        keys.dead_of(agent_id),
+                    ],
+                    [
+                        letter.SerializeToString(),
+                        item.item_id,
+                        request_milliseconds(item),
+                        queue.options.max_dead_letters,
+                        int(queue.options.dead_letter_lifetime * 1000),
+                        letter_facts(item, 0, error),
+                        self.options.capacity,
+                    ],
+                )
+        if answer[0] == -1:
+            raise resource_exhausted(
+                f"{answer[1]} dead letters of {agent_id} wait already. Have them replayed or purged.",
+                retry_after=60.0,
+                reason="TOO_MANY_DEAD_LETTERS",
+                subject=f"agent:{agent_id}",
             )
         return ticket_of(answer, request_id)
 

@@ -153,22 +153,28 @@ FINISH = Script(SETTLE + END)
 
 # The dead letters of each mailbox are listed beside the stream that all are in. What has been
 # trimmed from that stream may still be in the list.
+LAY_DOWN = """
+local function lay_down(dead, journal, from, content, most, lifetime, facts)
+  local letter = redis.call(
+    'XADD', dead, 'MAXLEN', '~', most, '*', 'letter', content, 'from', from)
+  local root, agent = string.match(from, '^(.+):inbox:(.+):%d$')
+  if root then
+    local list = root .. ':dead-of:' .. agent
+    redis.call('ZADD', list, string.match(letter, '^%d+'), letter)
+    redis.call('ZREMRANGEBYRANK', list, 0, -1 - most)
+    redis.call('PEXPIRE', list, lifetime)
+  end
+  redis.call('XADD', journal, 'NOMKSTREAM', 'MAXLEN', '~', 10000, '*', 'letter', letter,
+    'from', from, 'facts', facts)
+  return letter
+end
+"""
+
 # KEYS: …, dead, journal; ARGV: …, letter, most letters, their lifetime in ms, facts for the journal
 BURY = Script(
     SETTLE
-    + """
-local letter = redis.call(
-  'XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'letter', ARGV[8], 'from', KEYS[1])
-local root, agent = string.match(KEYS[1], '^(.+):inbox:(.+):%d$')
-if root then
-  local list = root .. ':dead-of:' .. agent
-  redis.call('ZADD', list, string.match(letter, '^%d+'), letter)
-  redis.call('ZREMRANGEBYRANK', list, 0, -1 - ARGV[9])
-  redis.call('PEXPIRE', list, ARGV[10])
-end
-redis.call('XADD', KEYS[5], 'NOMKSTREAM', 'MAXLEN', '~', 10000, '*', 'letter', letter,
-  'from', KEYS[1], 'facts', ARGV[11])
-"""
+    + LAY_DOWN
+    + "lay_down(KEYS[4], KEYS[5], KEYS[1], ARGV[8], ARGV[9], ARGV[10], ARGV[11])"
     + END
 )
 

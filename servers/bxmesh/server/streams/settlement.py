@@ -103,13 +103,6 @@ class Settlement:
             if held.entry.HasField("first_attempt_time")
             else letter.last_time
         )
-        facts = {
-            "item_id": held.item.item_id,
-            "kind": held.item.kind,
-            "attempts": letter.attempts,
-            "code": error.code.name,
-            "reason": error.reason[:_MOST_REASON],
-        }
         return await self._end(
             BURY,
             held,
@@ -120,7 +113,7 @@ class Settlement:
                 letter.SerializeToString(),
                 self._queue.options.max_dead_letters,
                 int(self._queue.options.dead_letter_lifetime * 1000),
-                json.dumps(facts),
+                letter_facts(held.item, letter.attempts, error),
             ],
             error,
         )
@@ -265,6 +258,19 @@ class Settlement:
                 self.on_end(held, ended, error)
             return bool(settled)
         return False
+
+
+def letter_facts(item: work_pb2.WorkItem, attempts: int, error: MeshError) -> str:
+    """What the journal tells of a dead letter."""
+    return json.dumps(
+        {
+            "item_id": item.item_id,
+            "kind": item.kind,
+            "attempts": attempts,
+            "code": error.code.name,
+            "reason": error.reason[:_MOST_REASON],
+        }
+    )
 
 
 def worker_lost(held: HeldEntry) -> MeshError:
