@@ -22,6 +22,8 @@ from bxmesh.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from bxmesh.server.agent.service import AgentService, agent_service
 from bxmesh.server.interceptors import AuthenticationInterceptor, server_interceptors
 from bxmesh.server.registry.service import RegistryService
+from bxmesh.server.security.data_loss import ALL_PASS, DataGuard
+from bxmesh.server.security.message_rules import ALL_ALLOWED, MessageRules
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import connect
 from bxmesh.server.streams.seals import seals_of
@@ -159,7 +161,13 @@ def sealed(item: work_pb2.WorkItem, attempts: int = 0) -> bytes:
 
 
 @asynccontextmanager
-async def agents(redis_url: str, **settings: Any) -> AsyncIterator[Mesh]:
+async def agents(
+    redis_url: str,
+    *,
+    rules: MessageRules = ALL_ALLOWED,
+    data: DataGuard = ALL_PASS,
+    **settings: Any,
+) -> AsyncIterator[Mesh]:
     """A server; several may share one Redis."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="bx-")))
@@ -173,7 +181,10 @@ async def agents(redis_url: str, **settings: Any) -> AsyncIterator[Mesh]:
         registry = await stack.enter_async_context(RegistryService(redis))
         service = await stack.enter_async_context(
             agent_service(
-                Settings(state_dir=folder, **{"mesh_key_file": MESH_KEY_FILE, **settings}), redis
+                Settings(state_dir=folder, **{"mesh_key_file": MESH_KEY_FILE, **settings}),
+                redis,
+                rules=rules,
+                data=data,
             )
         )
         offer(server, registry_service_pb2, registry)

@@ -83,8 +83,11 @@ def _visit_any(content: AnyMessage, visitor: Visitor) -> None:
             kind = None
     # What a type does not know is not lost: it comes out again when the message is written.
     if kind is None or message.ByteSize() != len(_without_unknown(message)):
+        # Some texts can be read as messages, and the other way round.
+        visitor.fixed(_PLACE, content.value)
         for text in _texts_of(content.value, _DEEPEST):
-            visitor.fixed(_PLACE, text)
+            if text != content.value:
+                visitor.fixed(_PLACE, text)
         return
     match message:
         case wrappers_pb2.StringValue():
