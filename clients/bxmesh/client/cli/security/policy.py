@@ -3,67 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import click
-import yaml
 from google.protobuf import json_format
 
 from bxmesh.client.cli.connecting import Where, connecting, tracing
 from bxmesh.client.cli.security.paging import all_pages, day
+from bxmesh.client.cli.security.policy_file import EXAMPLE, policy_yaml, read_policy
 from bxmesh.client.cli.tables import show
 from bxmesh.client.cli.values import as_json, print_json
 from bxmesh.security.v1 import policy_pb2 as pb
 
 __all__ = ["apply", "blocks", "policy"]
-
-_MOST_BYTES = 1 << 20
-_EXAMPLE = """\
-# bxmesh security apply policy.yaml
-# All that fit must be kept. scope: identity, method, ip, identity_and_method.
-rate_limits:
-  - name: everybody
-    scope: RATE_LIMIT_SCOPE_IDENTITY
-    rate: 200      # calls a second in the long run
-    burst: 400     # at once after a pause
-  - name: sessions
-    scope: RATE_LIMIT_SCOPE_IDENTITY_AND_METHOD
-    methods: ["/bxmesh.geometry.v1.GeometryService/StreamGradients"]
-    rate: 5
-    burst: 20
-# An address with so many violations within the window is refused for a while.
-abuse_block:
-  violations: 50
-  window: 60s
-  block_duration: 900s
-# The first that fits decides; none means admitted. This machine is always admitted.
-ip_rules:
-  - network: 192.0.2.0/24
-    allow: false
-    reason: not ours
-# The first that fits decides; none means allowed with message_send.
-message_permissions:
-  - sender: "*"
-    recipient: "vault-*"
-    message_type: "open.*"
-    allow: false
-quotas:
-  - identities: [reader]
-    max_open_streams: 100
-max_key_lifetime: 7776000s   # 90 days
-max_token_lifetime: 3600s
-"""
-
-
-class _NoAliases(yaml.SafeLoader):
-    """Takes no aliases: a few lines of them can stand for gigabytes."""
-
-    def compose_node(self, parent: Any, index: int) -> Any:
-        """Refuses aliases."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not taken")
-        return super().compose_node(parent, index)
 
 
 @click.command()
@@ -74,7 +26,7 @@ class _NoAliases(yaml.SafeLoader):
 @connecting
 def apply(where: Where, file: Path, dry_run: bool, yes: bool, comment: str) -> None:
     """Put the policy of a YAML file into force, after showing what changes."""
-    request = pb.ApplyPolicyRequest(policy=_read(file), comment=comment, validate_only=True)
+    request = pb.ApplyPolicyRequest(policy=read_policy(file), comment=comment, validate_only=True)
     with tracing("security apply"), where.connect() as mesh:
         tried = mesh.security.call(request)
         if not tried.changes:
@@ -107,12 +59,12 @@ def show_policy(where: Where, version: int, as_json: bool) -> None:
     """Print the policy in force, or an older one, as YAML that `apply` takes."""
     with tracing("security policy show"), where.connect() as mesh:
         found = mesh.security.call(pb.GetPolicyRequest(version=version)).policy
-    plain = json_format.MessageToDict(found.policy, preserving_proto_field_name=True)
     if as_json:
+        plain = json_format.MessageToDict(found.policy, preserving_proto_field_name=True)
         print_json({"version": found.version, "policy": plain})
         return
     click.echo(f"# version {found.version}", err=True)
-    click.echo(yaml.safe_dump(plain, sort_keys=False) if plain else "{}\n", nl=False)
+    click.echo(policy_yaml(found.policy), nl=False)
 
 
 @policy.command("list")
@@ -132,7 +84,7 @@ def list_policies(where: Where) -> None:
 @policy.command("example")
 def example() -> None:
     """Print a policy to begin with."""
-    click.echo(_EXAMPLE, nl=False)
+    click.echo(EXAMPLE, nl=False)
 
 
 @click.group()
@@ -160,21 +112,6 @@ def delete_block(where: Where, ip: str) -> None:
     with tracing("security blocks delete"), where.connect() as mesh:
         mesh.security.call(pb.DeleteIpBlockRequest(request_id=str(uuid4()), address=ip))
     click.echo(f"{ip} is admitted again.", err=True)
-
-
-def _read(file: Path) -> pb.Policy:
-    if file.stat().st_size > _MOST_BYTES:
-        raise click.ClickException(f"{file} is larger than {_MOST_BYTES} bytes.")
-    try:
-        # A safe loader: it makes nothing but plain values.
-        content = yaml.load(file.read_text(), _NoAliases)
-        return json_format.ParseDict(content or {}, pb.Policy(), max_recursion_depth=20)
-    except (yaml.YAMLError, json_format.ParseError, UnicodeDecodeError, AttributeError) as error:
-        raise click.ClickException(
-            f"{file} is no policy: {error}\n  remedy: `bxmesh security policy example` prints one."
-        ) from error
-    except RecursionError as error:
-        raise click.ClickException(f"{file} is nested too deeply.") from error
 
 
 def _show(change: pb.PolicyChange) -> None:
