@@ -76,6 +76,8 @@ class Receipt:
     """Connections that got it, for a direct one; 0 for a durable one."""
     held: bool
     """Whether it is held for a recipient that is not registered."""
+    quarantined: bool = False
+    """Whether it is held in quarantine: it holds data that somebody must look at."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class BroadcastReceipt:
     """How many agents it was for."""
     refused: tuple[str, ...]
     """Of these, the agents whose mailbox was full; they do not get it."""
+    quarantined: bool = False
+    """Whether it is held in quarantine: it holds data that somebody must look at."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

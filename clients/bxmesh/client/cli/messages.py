@@ -110,6 +110,8 @@ def _send(
     elif direct:
         reached = counted(receipt.receivers, "connection")
         click.echo(f"{receipt.message_id} reached {reached} of {recipient}")
+    elif receipt.quarantined:
+        click.echo(f"{receipt.message_id} is held in quarantine until somebody releases it")
     elif receipt.held:
         click.echo(f"{receipt.message_id} is held until {recipient} comes")
     else:
@@ -122,7 +124,8 @@ def _broadcast(mesh: Mesh, message_type: str, payload: Any, as_json: bool, **opt
     if as_json:
         print_json(receipt)
     else:
-        click.echo(f"{receipt.message_id} went to {counted(receipt.recipients, 'agent')}")
+        went = "is held in quarantine for" if receipt.quarantined else "went to"
+        click.echo(f"{receipt.message_id} {went} {counted(receipt.recipients, 'agent')}")
         for agent_id in receipt.refused:
             click.echo(f"the mailbox of {agent_id} is full; it does not get it", err=True)
     return bool(receipt.recipients) and not receipt.refused

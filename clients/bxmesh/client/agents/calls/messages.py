@@ -64,6 +64,7 @@ class MessageCalls:
             create_time=response.create_time.ToDatetime(tzinfo=UTC),
             receivers=response.receivers,
             held=response.held,
+            quarantined=response.quarantined,
         )
 
     async def request(
@@ -133,7 +134,10 @@ class MessageCalls:
                 self._connection.agent.BroadcastMessage, request
             )
         return BroadcastReceipt(
-            response.message_id, response.recipients, tuple(response.refused_agent_ids)
+            response.message_id,
+            response.recipients,
+            tuple(response.refused_agent_ids),
+            response.quarantined,
         )
 
 
