@@ -444,7 +444,9 @@ class Settled(_message.Message):
     """The delivery."""
     @_builtins.property
     def status(self) -> _status_pb2.Status:
-        """OK; or FAILED_PRECONDITION (LEASE_LOST) when the lease had ended and it went to another."""
+        """OK; or FAILED_PRECONDITION (LEASE_LOST) when the lease had ended and it went to another; or why the reply may not go
+        (DATA_LOSS_BLOCKED, QUARANTINED, MESSAGE_NOT_ALLOWED), although the answer counts.
+        """
 
     @_builtins.property
     def lease_expire_time(self) -> _timestamp_pb2.Timestamp:
