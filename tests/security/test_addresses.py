@@ -31,6 +31,7 @@ from bxmesh.server.security.events import ViolationEvent
 from bxmesh.server.security.mesh_key import MeshKey
 from bxmesh.server.security.mirror import Mirror
 from bxmesh.server.security.policies import Policies
+from bxmesh.server.security.recorder import Recorder
 from bxmesh.server.security.records import Change, Records
 from bxmesh.server.unimplemented import offer
 from tests.processes import until
@@ -266,6 +267,23 @@ async def test_refused_addresses_get_nothing_and_are_recorded(
         return bool(answer.violations)
 
     await until(recorded)
+
+
+async def test_made_up_methods_of_strangers_do_not_flood_what_is_recorded(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = server.guard.mesh.events
+    assert isinstance(events, Recorder)
+    await events.flush()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        for refusing in (False, True):
+            if refusing:
+                await apply(server, pb.Policy(ip_rules=[pb.IpRule(network="192.0.2.0/24")]))
+                pretend(monkeypatch, STRANGER)
+            for number in range(50):
+                call: Any = channel.unary_unary(f"/made.up.Service{number}/{'x' * 1000}")
+                await refused(call(b""))
+            assert len(events._waiting) < 5
 
 
 async def test_what_callers_say_of_their_address_counts_for_nothing(

@@ -14,7 +14,7 @@ from ..errors import MeshError, permission_denied, unauthenticated
 from ..open_streams import EndableBlock
 from ..security.events import IGNORED, SecurityEvents, ViolationEvent
 from ..security.identities import EVERYTHING, Identity
-from ..security.permissions import OPEN_SERVICES
+from ..security.permissions import OPEN_SERVICES, known_method
 from ._wrap import Call, Interceptor, Proceed
 
 __all__ = [
@@ -187,7 +187,7 @@ class AuthenticationInterceptor(Interceptor):
                 message=error.message,
                 identity_id=identity_id,
                 address=self._address_of(call.context.peer()),
-                action=call.method,
+                action=known_method(call.method),
             )
         )
 

@@ -9,7 +9,7 @@ from bxmesh.security.v1 import violation_pb2 as pb
 from ..errors import MeshError
 from ..security.addresses import Addresses, address_of
 from ..security.events import SecurityEvents, ViolationEvent
-from ..security.permissions import OPEN_SERVICES
+from ..security.permissions import OPEN_SERVICES, known_method
 from ..security.rate_limits import RateLimiter
 from ..security.stream_quota import StreamQuota
 from ._wrap import Call, Interceptor, Proceed
@@ -83,5 +83,11 @@ def _violation(
     method: str,
 ) -> ViolationEvent:
     return ViolationEvent(
-        kind, pb.SEVERITY_LOW, rule, error.message, identity_id, address, action=method
+        kind,
+        pb.SEVERITY_LOW,
+        rule,
+        error.message,
+        identity_id,
+        address,
+        action=known_method(method),
     )

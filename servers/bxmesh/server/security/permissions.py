@@ -17,6 +17,7 @@ __all__ = [
     "ROLES",
     "Rule",
     "capability_permission",
+    "known_method",
     "methods_of",
 ]
 
@@ -198,6 +199,15 @@ METHODS: Mapping[str, Rule] = MappingProxyType(
     }
 )
 """What each full method asks for; what is not here, nobody but an admin may call."""
+
+_UNKNOWN_METHOD = "unknown"
+
+
+def known_method(method: str) -> str:
+    """Returns a full method that there is, or "unknown": callers make up as many as they like, and
+    what is written down of strangers must not grow with them."""
+    return method if method in METHODS else _UNKNOWN_METHOD
+
 
 CAPABILITIES: Mapping[str, str] = MappingProxyType(
     {

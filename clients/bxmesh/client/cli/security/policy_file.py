@@ -71,7 +71,7 @@ max_token_lifetime: 3600s
 def policy_yaml(policy: pb.Policy) -> str:
     """Returns a policy as YAML that `read_policy` takes."""
     plain = json_format.MessageToDict(policy, preserving_proto_field_name=True)
-    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(plain, sort_keys=False)
     return text
 
 
