@@ -145,6 +145,9 @@ async def blocked(guard: DataGuard, message: message_pb2.Envelope) -> MeshError:
         envelope("bob", correlation_id=CANARY),
         envelope("bob", conversation_id=f"a {CANARY}"),
         envelope("bob", trace_context={"baggage": f"card={CANARY}"}),
+        envelope("bob", trace_context={"other": CANARY}),
+        envelope("bob", trace_context={"traceparent": f"00-{CANARY}"}),
+        envelope("bob", reply_to=CANARY),
         packed(wrappers_pb2.StringValue(value=CANARY)),
         packed(wrappers_pb2.BytesValue(value=CANARY.encode())),
         packed(wrappers_pb2.BytesValue(value=b"\xff\xfe " + CANARY.encode() + b"\x00")),
@@ -177,11 +180,24 @@ async def test_a_length_that_looks_like_a_digit_hides_nothing(
 
 async def test_unknown_fields_hide_nothing(guard: DataGuard, policy: Policy) -> None:
     policy.rule(pb.DATA_ACTION_REDACT)
+    unknown = message_pb2.Payload()
+    unknown.MergeFromString(b"\x7a\x10" + CANARY.encode())
+    await blocked(guard, message_pb2.Envelope(message_type="t", payload=unknown))
+    message = envelope("bob", json="1")
+    message.MergeFromString(b"\xfa\x07\x10" + CANARY.encode())
+    await blocked(guard, message)
     message = packed(struct(a="b"))
     message.payload.protobuf.value += b"\x7a\x10" + CANARY.encode()
     await blocked(guard, message)
     message.payload.protobuf.value = b"\xff" + CANARY.encode()
     await blocked(guard, message)
+
+
+async def test_trace_ids_are_no_cards(guard: DataGuard, policy: Policy) -> None:
+    policy.rule(pb.DATA_ACTION_BLOCK)
+    context = {"traceparent": f"00-{CANARY}{CANARY}-{CANARY}-01"}
+    message = envelope("bob", trace_context=context)
+    assert (await guard.inspect(message, "alice")).envelope is message
 
 
 # What becomes of them

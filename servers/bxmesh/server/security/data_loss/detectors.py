@@ -42,7 +42,8 @@ def own_pattern(pattern: str) -> Finder:
     try:
         compiled = re2.compile(pattern.encode(), options)
     except re2.error as error:
-        raise ValueError(f"is not in RE2 syntax: {error}") from error
+        (why,) = error.args
+        raise ValueError(f"is not in RE2 syntax: {why.decode(errors='replace')}") from error
     if compiled.programsize > _LARGEST_PROGRAM:
         raise ValueError("is too large when its repetitions are written out")
     if compiled.search(b"") is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Protocol
@@ -14,11 +15,12 @@ from bxmesh.agent.v1.message_pb2 import Envelope
 
 __all__ = ["NAMES", "Visitor", "visit"]
 
-NAMES = ("message_type", "message_id", "correlation_id", "conversation_id")
+NAMES = ("message_type", "message_id", "correlation_id", "conversation_id", "reply_to")
 _DEEPEST = 8
 _BLANKS = str.maketrans("\t\r\n", "   ")
 _LEAST_LARGE = 100_000_000
-_TRACE = ("baggage", "tracestate")
+# Of random digits, among which anything may be.
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Visitor(Protocol):
@@ -44,9 +46,13 @@ def visit(envelope: Envelope, visitor: Visitor) -> None:
     """Shows a visitor all texts of a message that a sender writes freely, and changes them."""
     for name in NAMES:
         visitor.fixed(name, getattr(envelope, name).encode())
-    for name in _TRACE:
-        if name in envelope.trace_context:
-            visitor.fixed("trace_context", envelope.trace_context[name].encode())
+    for key in sorted(envelope.trace_context):
+        if not _TRACEPARENT.fullmatch(envelope.trace_context[key]):
+            visitor.fixed("trace_context", f"{key}={envelope.trace_context[key]}".encode())
+    if _has_unknown(envelope):
+        # They travel on to the recipient, who may know them.
+        for text in _texts_of(envelope.SerializeToString(deterministic=True), _DEEPEST):
+            visitor.fixed("unknown fields", text)
     for key in sorted(envelope.headers):
         visitor.key("headers", key)
         envelope.headers[key] = visitor.text("headers", envelope.headers[key])
@@ -81,8 +87,7 @@ def _visit_any(content: AnyMessage, visitor: Visitor) -> None:
             message.ParseFromString(content.value)
         except DecodeError:
             kind = None
-    # What a type does not know is not lost: it comes out again when the message is written.
-    if kind is None or message.ByteSize() != len(_without_unknown(message)):
+    if kind is None or _has_unknown(message):
         # Some texts can be read as messages, and the other way round.
         visitor.fixed(_PLACE, content.value)
         for text in _texts_of(content.value, _DEEPEST):
@@ -113,11 +118,11 @@ def _visit_bytes(content: wrappers_pb2.BytesValue, visitor: Visitor) -> None:
         content.value = visitor.text(_PLACE, text).encode()
 
 
-def _without_unknown(message: Message) -> bytes:
+def _has_unknown(message: Message) -> bool:
     known = type(message)()
     known.CopyFrom(message)
     known.DiscardUnknownFields()
-    return known.SerializeToString()
+    return known.ByteSize() != message.ByteSize()
 
 
 def _visit_struct(content: struct_pb2.Struct, visitor: Visitor) -> None:
