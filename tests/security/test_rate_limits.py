@@ -112,6 +112,26 @@ async def test_a_limit_holds_on_all_servers_together(redis: Redis, tmp_path: Pat
         await two.registry.ListAgents(LISTED, metadata=alice)
 
 
+async def test_a_flood_over_all_servers_gets_the_burst_and_the_others_are_served(
+    redis: Redis, tmp_path: Path
+) -> None:
+    async with serving(redis, tmp_path) as one, serving(redis, tmp_path) as two:
+        eve = await one.identity("eve", "registry_read")
+        bob = await one.identity("bob", "registry_read")
+        await apply(one, limited(burst=20))
+        await two.guard.mesh.mirror.catch_up()
+        flood = [
+            (one, two)[number % 2].registry.ListAgents(LISTED, metadata=eve)
+            for number in range(400)
+        ]
+        calls = asyncio.gather(*flood, return_exceptions=True)
+        await two.registry.ListAgents(LISTED, metadata=bob)
+        answers = await calls
+        refusals = [each for each in answers if isinstance(each, grpc.aio.AioRpcError)]
+        assert len(answers) - len(refusals) == 20
+        assert {each.code() for each in refusals} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
 async def test_a_refused_call_is_recorded_by_the_name_of_the_limit(server: Server) -> None:
     alice = await server.identity("alice", "registry_read")
     await apply(server, limited(burst=1))

@@ -34,7 +34,7 @@ class _RateLimitScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RateLi
     RATE_LIMIT_SCOPE_METHOD: _RateLimitScope.ValueType  # 2
     """Each method has its own, whoever calls."""
     RATE_LIMIT_SCOPE_IP: _RateLimitScope.ValueType  # 3
-    """Each client address has its own."""
+    """Each client address has its own, for IPv6 each /64."""
     RATE_LIMIT_SCOPE_IDENTITY_AND_METHOD: _RateLimitScope.ValueType  # 4
     """Each pair of identity and method has its own."""
 
@@ -48,7 +48,7 @@ RATE_LIMIT_SCOPE_IDENTITY: RateLimitScope.ValueType  # 1
 RATE_LIMIT_SCOPE_METHOD: RateLimitScope.ValueType  # 2
 """Each method has its own, whoever calls."""
 RATE_LIMIT_SCOPE_IP: RateLimitScope.ValueType  # 3
-"""Each client address has its own."""
+"""Each client address has its own, for IPv6 each /64."""
 RATE_LIMIT_SCOPE_IDENTITY_AND_METHOD: RateLimitScope.ValueType  # 4
 """Each pair of identity and method has its own."""
 Global___RateLimitScope: _TypeAlias = RateLimitScope  # noqa: Y015
@@ -186,12 +186,12 @@ class RateLimit(_message.Message):
     scope: Global___RateLimitScope.ValueType
     """What it counts by."""
     rate: _builtins.float
-    """Calls per second in the long run, above 0, at most 1e6."""
+    """Calls per second in the long run, above 0, at most 1e6, and enough for the burst within a year."""
     burst: _builtins.int
     """Calls at once after a pause, 1 to 1000000."""
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The full methods it is for, where "*" stands for any characters; empty means all. At most 128."""
+        """The full methods it is for, where "*", up to 8 times, stands for any characters; empty means all. At most 128."""
 
     @_builtins.property
     def identities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -217,7 +217,9 @@ Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
 
 @_typing.final
 class AbuseBlock(_message.Message):
-    """AbuseBlock refuses a client address for a while after too many violations."""
+    """AbuseBlock refuses a client address, for IPv6 its /64, for a while after too many violations. An address of the
+    server's own machine is never refused.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -439,7 +441,7 @@ class Quota(_message.Message):
     max_queued_messages: _builtins.int
     """Messages that wait in its mailboxes."""
     max_open_streams: _builtins.int
-    """Streams open at a time."""
+    """Streams open at a time, on all servers together."""
     @_builtins.property
     def identities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The identities or roles it is for; empty means all. At most 128."""
@@ -840,7 +842,7 @@ class IpBlock(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """The address."""
+    """The address; for IPv6 the first of its /64, all of which is refused."""
     reason: _builtins.str
     """Why."""
     @_builtins.property
@@ -934,7 +936,7 @@ class DeleteIpBlockRequest(_message.Message):
     characters, a UUID for example; empty means no such protection.
     """
     address: _builtins.str
-    """The address. NOT_FOUND when it is not blocked."""
+    """The address; for IPv6 any of the /64. NOT_FOUND when it is not blocked."""
     def __init__(
         self,
         *,

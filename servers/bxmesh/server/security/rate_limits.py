@@ -1,9 +1,9 @@
 """Rate limits: token buckets in Redis, of which servers take some tokens at a time.
 
-A server that holds tokens of a bucket asks nobody. It holds at most a tenth of a second's worth,
-at most a tenth of the burst, and for a second; of small buckets it takes what the calls at hand
-need, so that these are exact. All servers together let through burst + rate x time, and at most
-what each of them held before that time.
+A server that holds tokens of a bucket asks nobody. It holds about a tenth of a second's worth at
+most, about a tenth of the burst at most, and for a second. From a bucket below 20 calls a second,
+or with a burst below 20, it takes what the calls at hand need, so that these are exact. All servers
+together let through burst + rate x time, and at most what each of them held before that time.
 
 While Redis is away each server keeps to the whole limit by itself. That lasts for 5 s for most:
 then nobody's key or token is accepted any more.
