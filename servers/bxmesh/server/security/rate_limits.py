@@ -36,7 +36,7 @@ _LEASES_IN_BURST = 10
 # Unused tokens are worth nothing after so long: the bucket has filled again meanwhile.
 _STALE_SECONDS = 1.0
 # How long a call waits for Redis, and how long none asks after that.
-_PATIENCE_SECONDS = 0.5
+_PATIENCE_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
 _MOST_BUCKETS = 10_000
 _MOST_METHODS = 1_000

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _LEASE_MS = 30_000
 _RENEW_SECONDS = 10.0
-_PATIENCE_SECONDS = 0.5
+_PATIENCE_SECONDS = 1.0
 _LARGEST_RENEWAL = 256
 
 _NOW = "local time = redis.call('TIME') local now = time[1] * 1000 + math.floor(time[2] / 1000)"
