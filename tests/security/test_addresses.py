@@ -183,7 +183,7 @@ async def test_a_block_ends_and_makes_room(redis: Redis) -> None:
         assert addresses.blocks() == []
         addresses.violated(violation(STRANGER))
         await until(lambda: addresses.refusal(STRANGER) is not None)
-        assert set(mirror.all(IP_BLOCK)) == {STRANGER}
+        await until(lambda: set(mirror.all(IP_BLOCK)) == {STRANGER})
         # One that was refused before may be again.
         addresses.violated(violation("198.51.100.1"))
         await until(lambda: addresses.refusal("198.51.100.1") is not None)
