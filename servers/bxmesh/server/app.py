@@ -187,7 +187,9 @@ async def _add_services(
         drains.append(registry.drain)
     if "agent" in settings.services:
         agents = await stack.enter_async_context(
-            agent_service(settings, redis, (server.queue,), server.activity, secured.rules)
+            agent_service(
+                settings, redis, (server.queue,), server.activity, secured.rules, secured.data
+            )
         )
         names.append(offer(grpc_server, agent_service_pb2, agents))
         drains.append(agents.drain)

@@ -20,6 +20,8 @@ SERVICES: tuple[Service, ...] = ("geometry", "registry", "agent", "security", "w
 
 # The kernel takes 108 bytes for the path of a unix socket, with its final zero.
 _LONGEST_SOCKET_DIR = 60
+# As it was at first: what is confined has its temporary files elsewhere.
+_TEMPORARY = Path(tempfile.gettempdir())
 
 
 def _cache_directory() -> Path:
@@ -108,6 +110,8 @@ class Settings(BaseSettings):
     """The largest model."""
     max_batch_bytes: int = Field(default=1024**3, gt=0)
     """The largest batch of coordinates."""
+    sandbox: Literal["on", "off", "require"] = "on"
+    """Whether workers are confined: as far as the kernel can, not at all, or whole or not started."""
     sessions_per_worker: int = Field(default=64, ge=1)
     """Sessions that a worker serves at a time."""
     session_idle: float = Field(default=900.0, gt=0)
@@ -193,7 +197,7 @@ class Settings(BaseSettings):
         if len(os.fsencode(inside)) <= _LONGEST_SOCKET_DIR:
             return inside
         digest = hashlib.sha256(os.fsencode(self.state_dir.absolute())).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"bxmesh-{os.getuid()}-{digest}"
+        return _TEMPORARY / f"bxmesh-{os.getuid()}-{digest}"
 
     def prepare_directories(self) -> None:
         """Creates the directories, readable by their owner only."""

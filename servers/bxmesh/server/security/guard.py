@@ -28,6 +28,7 @@ from .api_keys import ApiKeyAuthenticator
 from .audit import AuditLog
 from .authorization import authorize
 from .certificate_identity import CertificateAuthenticator
+from .data_loss import DataGuard
 from .directory import API_KEY, IDENTITY, ROLE, Directory
 from .events import ViolationEvent
 from .mesh import SecurityMesh
@@ -57,6 +58,7 @@ class Guard:
     before: tuple[Interceptor, ...]
     after: tuple[Interceptor, ...]
     rules: MessageRules
+    data: DataGuard
 
     def interceptors(self, activity: Activity = OFF) -> list[Interceptor]:
         """Returns the interceptors of a server, outermost first."""
@@ -127,6 +129,7 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
                         LimitsInterceptor(RateLimiter(redis, policies), stream_quota, recorder),
                     ),
                     rules=MessageRules(policies, recorder),
+                    data=DataGuard(policies, recorder),
                 )
             finally:
                 await end_tasks(watch)

@@ -19,8 +19,6 @@ __all__ = ["check_policy", "check_rate_limit"]
 
 # What this server does not enforce, it must not seem to.
 _NOT_ENFORCED = (
-    "data_rules",
-    "module_whitelists",
     "execution_limits",
     "circuit_breakers",
 )

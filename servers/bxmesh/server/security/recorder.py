@@ -105,7 +105,15 @@ class Recorder:
 
     def violation(self, event: ViolationEvent) -> None:
         """Records a violation and its line in the audit log soon; likewise."""
-        key = (event.kind, event.identity_id, event.address, event.action, event.rule)
+        key = (
+            event.kind,
+            event.severity,
+            event.identity_id,
+            event.address,
+            event.action,
+            event.rule,
+            event.resource,
+        )
         self._take(key, event)
         self._on_violation(event)
 

@@ -15,6 +15,8 @@ import sys
 
 from bxmesh.server.geometry.agent.worker import GeometryWorker
 from bxmesh.server.logs import configure_logging
+from bxmesh.server.sandbox import confine
+from bxmesh.server.security.mesh_key import MeshKey, load_or_create
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import connect
 from bxmesh.server.telemetry import configure as configure_telemetry
@@ -31,9 +33,9 @@ async def _watch_parent(worker: GeometryWorker) -> None:
     worker.stop()
 
 
-async def _main(worker_id: str, settings: Settings) -> None:
+async def _main(worker_id: str, settings: Settings, key: MeshKey) -> None:
     redis = connect(settings.redis_url.get_secret_value())
-    worker = GeometryWorker(worker_id, settings, redis)
+    worker = GeometryWorker(worker_id, settings, redis, key)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)
@@ -56,9 +58,14 @@ def main() -> None:
     worker_id = sys.argv[1]
     settings = Settings.model_validate_json(os.read(sys.stdin.fileno(), 65536).split(b"\n")[0])
     configure_logging(worker_id)
+    # Files that the sandbox keeps from whoever takes over.
+    key = load_or_create(settings.mesh_key_path)
+    assert settings.seals.sealing
+    if settings.sandbox != "off":
+        confine(settings)
     telemetry = configure_telemetry("worker", trace_output=settings.trace or None)
     try:
-        asyncio.run(_main(worker_id, settings))
+        asyncio.run(_main(worker_id, settings, key))
     finally:
         telemetry.shutdown()
 

@@ -19,6 +19,7 @@ from bxmesh.server.geometry.agent.capabilities import (
     CAPABILITIES,
     OPEN_SESSION,
 )
+from bxmesh.server.geometry.agent.fences import fenced
 from bxmesh.server.geometry.agent.session_server import SessionServer
 from bxmesh.server.geometry.agent.tasks import GeometryTasks
 from bxmesh.server.geometry.agent.warm_models import WarmModels
@@ -26,6 +27,7 @@ from bxmesh.server.geometry.engine import RestraintLibrary
 from bxmesh.server.geometry.queue import queue_options
 from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.live_agents import LiveAgents
+from bxmesh.server.security.mesh_key import MeshKey
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, Worker, WorkerOptions
 from bxmesh.server.streams.bells import Bells
@@ -45,7 +47,10 @@ _MISSED_HEARTBEATS = 3
 class GeometryWorker:
     """One worker; `run` returns after `stop`."""
 
-    def __init__(self, worker_id: str, settings: Settings, redis: Redis) -> None:
+    def __init__(self, worker_id: str, settings: Settings, redis: Redis, key: MeshKey) -> None:
+        self._settings = settings
+        self._redis = redis
+        self._key = key
         store = BundleStore(
             settings.bundle_dir,
             timedelta(seconds=settings.bundle_lifetime),
@@ -122,6 +127,10 @@ class GeometryWorker:
     async def run(self) -> None:
         """Warms up, then works until it is stopped."""
         await asyncio.to_thread(self.models.warm_up)
+        async with fenced(self._settings, self._redis, self._key):
+            await self._work()
+
+    async def _work(self) -> None:
         heart = asyncio.create_task(self._beat())
         try:
             async with self._bells, asyncio.TaskGroup() as group:
