@@ -69,6 +69,27 @@ def test_an_identity_from_its_making_to_its_end(run: Run, tmp_path: Path) -> Non
     run("identities", "show", "alice", code=1)
 
 
+def test_a_bundle_is_shared(run: Run, tmp_path: Path) -> None:
+    run("identities", "create", "holder", "--role", "worker", "--team", "red")
+    run("identities", "create", "mate", "--role", "reader", "--team", "red")
+    keys = [run("keys", "create", name).stdout.strip() for name in ("holder", "mate")]
+    file = tmp_path / "some.map"
+    file.write_bytes(b"a map")
+
+    def bundles(key: str, *arguments: str) -> Result:
+        return CliRunner().invoke(main, ["bundles", *arguments], env={"BXMESH_API_KEY": key})
+
+    stored = bundles(keys[0], "upload", str(file), "--kind", "map", "--json")
+    bundle_id = json.loads(stored.stdout)["bundle_id"]
+    assert bundles(keys[1], "show", bundle_id).exit_code == 1
+    assert bundles(keys[1], "share", bundle_id, "--with", "all").exit_code == 1
+    assert bundles(keys[0], "share", bundle_id, "--with", "team").exit_code == 0
+    assert bundle_id in bundles(keys[1], "list").stdout
+    assert bundles(keys[1], "delete", bundle_id).exit_code == 1
+    assert bundles(keys[0], "share", bundle_id, "--with", "owner").exit_code == 0
+    assert bundle_id not in bundles(keys[1], "list").stdout
+
+
 def test_tokens(run: Run) -> None:
     token = run("tokens", "issue", "--lifetime", "5m", "--permission", "registry_read").stdout
     token_id = re.search(r"revoke (\S+)", run("tokens", "issue").stderr)

@@ -21,8 +21,9 @@ from bxmesh.client.content import Content, opened
 from bxmesh.client.errors import InternalError, NotFound
 from bxmesh.client.names import EnumNames
 from bxmesh.geometry.v1 import bundle_pb2 as pb
+from bxmesh.security.v1 import visibility_pb2
 
-__all__ = ["AsyncBundles", "Bundle", "BundleKind"]
+__all__ = ["AsyncBundles", "Bundle", "BundleKind", "Visibility"]
 
 BundleKind = Literal[
     "macromolecule",
@@ -37,6 +38,9 @@ BundleKind = Literal[
     "model",
 ]
 
+Visibility = Literal["owner", "team", "all"]
+
+VISIBILITIES = EnumNames(visibility_pb2.Visibility, "VISIBILITY_")
 KINDS = EnumNames(pb.BundleKind, "BUNDLE_KIND_")
 
 _KEPT_AT_LEAST = timedelta(minutes=30)
@@ -218,6 +222,15 @@ class AsyncBundles:
         """Deletes a bundle. Raises NotFound when there is none."""
         request = pb.DeleteBundleRequest(request_id=uuid4().hex, bundle_id=bundle_id)
         await self._connection.unary(self._connection.geometry.DeleteBundle, request)
+
+    async def share(self, bundle_id: str, visibility: Visibility) -> Bundle:
+        """Says who else sees a bundle, or a model, of the caller's: nobody (`owner`), its `team` or
+        `all`. Raises NotFound for one that the caller has not stored."""
+        request = pb.ShareBundleRequest(
+            bundle_id=bundle_id, visibility=VISIBILITIES.number(visibility)
+        )
+        response = await self._connection.unary(self._connection.geometry.ShareBundle, request)
+        return Bundle.from_message(response.bundle)
 
 
 class _Sink:

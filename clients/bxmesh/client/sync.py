@@ -43,6 +43,7 @@ class Bundles(Blocking[AsyncBundles]):
     get = blocking(AsyncBundles.get)
     list = iterating(AsyncBundles.list)
     delete = blocking(AsyncBundles.delete)
+    share = blocking(AsyncBundles.share)
 
     @overload
     def download(self, bundle_id: str, path: None = None) -> bytes: ...

@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 
-from bxmesh.client.bundles import KINDS, Bundle, BundleKind
+from bxmesh.client.bundles import KINDS, VISIBILITIES, Bundle, BundleKind, Visibility
 from bxmesh.client.cli.connecting import Where, connecting, tracing
 from bxmesh.client.cli.tables import show
 
 __all__ = ["bundles"]
+
+_SEERS = {"owner": "nobody else", "team": "your team", "all": "everybody"}
 
 _kind = click.option("--kind", type=click.Choice(KINDS.choices), help="What the content is.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -78,6 +80,24 @@ def delete(where: Where, bundle_ids: tuple[str, ...]) -> None:
         for bundle_id in bundle_ids:
             mesh.bundles.delete(bundle_id)
             click.echo(f"deleted {bundle_id}")
+
+
+@bundles.command()
+@click.argument("bundle_ids", nargs=-1, required=True)
+@click.option(
+    "--with",
+    "visibility",
+    type=click.Choice(VISIBILITIES.choices),
+    required=True,
+    help="With whom.",
+)
+@connecting
+def share(where: Where, bundle_ids: tuple[str, ...], visibility: Visibility) -> None:
+    """Say who else sees bundles, or models, of yours."""
+    with tracing("bundles share"), where.connect() as mesh:
+        for bundle_id in bundle_ids:
+            mesh.bundles.share(bundle_id, visibility)
+            click.echo(f"{bundle_id} is seen by {_SEERS[visibility]}", err=True)
 
 
 @bundles.command()
