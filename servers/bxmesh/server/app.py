@@ -36,6 +36,7 @@ from bxmesh.server.reflection import add_reflection
 from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.security.admin_key import load_or_create
 from bxmesh.server.security.guard import Guard, guard
+from bxmesh.server.security.belonging import belong
 from bxmesh.server.security.service import SecurityService
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, QueueGauges, WorkClient, WorkQueue, connect
@@ -95,6 +96,7 @@ async def serve(settings: Settings) -> AsyncIterator[MeshServer]:
         redis = connect(redis_url)
         stack.push_async_callback(redis.aclose)
         await _reach(redis, settings)
+        await belong(redis, settings)
         server = MeshServer(settings, redis, redis_url)
         if set(settings.services) - {"workers"}:
             await _start_services(server, stack)

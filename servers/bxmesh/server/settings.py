@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     mesh_key_file: Path | None = None
     """The secret that all servers and workers of a mesh share; None means mesh.key in the state
     directory, made when it is not there."""
+    adopt_redis: bool = False
+    """Goes on with a Redis that a mesh with another key has used, without what that has sealed."""
     services: tuple[Service, ...] = SERVICES
     """Which services this process offers; `workers` starts geometry workers beside it."""
     redis_url: SecretStr = SecretStr("")

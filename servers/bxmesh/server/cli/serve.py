@@ -31,6 +31,12 @@ _EPILOG = (
     help=f"Which to offer: {', '.join(SERVICES)}; all of them.",
 )
 @click.option("--redis-url", metavar="URL", help="Redis or Valkey; without one it runs its own.")
+@click.option(
+    "--adopt-redis",
+    is_flag=True,
+    default=None,
+    help="Go on with the Redis of a mesh whose key is lost.",
+)
 @click.option("--workers", type=int, metavar="N", help="Geometry worker processes; 2.")
 @click.option(
     "--state-dir", type=click.Path(path_type=Path, file_okay=False), help="Keys, bundles and queue."

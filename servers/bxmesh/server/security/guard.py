@@ -22,31 +22,30 @@ from bxmesh.server.settings import Settings
 from bxmesh.server.streams.ending import end_tasks
 
 from . import mesh_key
-from .addresses import IP_BLOCK, Addresses, address_of
+from .addresses import Addresses, address_of
 from .admin_key import AdminKeyAuthenticator
 from .api_keys import ApiKeyAuthenticator
 from .audit import AuditLog
 from .authorization import authorize
 from .certificate_identity import CertificateAuthenticator
 from .data_loss import DataGuard
-from .directory import API_KEY, IDENTITY, ROLE, Directory
+from .directory import Directory
 from .events import ViolationEvent
+from .kinds import KINDS
 from .mesh import SecurityMesh
 from .message_rules import MessageRules
 from .mirror import Mirror
-from .policies import POLICY, Policies
+from .policies import Policies
 from .rate_limits import RateLimiter
 from .recorder import Recorder, tell_forged_entry
 from .records import Records
 from .stream_quota import StreamQuota
-from .token_keys import TOKEN_KEY, TokenKeys
-from .tokens import REVOKED_TOKEN, TokenAuthenticator, Tokens
+from .token_keys import TokenKeys
+from .tokens import TokenAuthenticator, Tokens
 from .usage import Usage
 from .violations import Violations
 
 __all__ = ["Guard", "guard"]
-
-_KINDS = (IDENTITY, ROLE, API_KEY, POLICY, IP_BLOCK, TOKEN_KEY, REVOKED_TOKEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
     """Keeps a server's guard within a block. Raises what Redis and the mesh key's file raise."""
     key = await asyncio.to_thread(mesh_key.load_or_create, settings.mesh_key_path)
     async with (
-        Mirror(Records(redis, key), _KINDS) as mirror,
+        Mirror(Records(redis, key), KINDS) as mirror,
         AuditLog(
             redis, key, settings.state_dir / "audit-checkpoints.jsonl", settings.audit_days
         ) as log,

@@ -16,7 +16,6 @@ from ..mesh_key import MeshKey
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
-_KEY = "bxmesh:{security}:audit:checkpoints"
 _MOST_FILE_BYTES = 4 * 1024 * 1024
 
 
@@ -43,6 +42,9 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """Those of one log: in Redis, and the last of them in a file that Redis' clients cannot reach."""
 
+    KEY = "bxmesh:{security}:audit:checkpoints"
+    """Where they are in Redis."""
+
     def __init__(self, redis: Redis, key: MeshKey, file: Path | None) -> None:
         """Takes the file that this server keeps them in besides, None for none."""
         self._redis = redis
@@ -55,18 +57,18 @@ class Checkpoints:
         unsigned = Checkpoint(sequence, entry_hash, time_ms, b"")
         checkpoint = unsigned._replace(signature=self._private.sign(unsigned.signed()))
         line = _line(checkpoint)
-        await self._redis.zadd(_KEY, {line: sequence})
+        await self._redis.zadd(self.KEY, {line: sequence})
         if self._file is not None:
             await asyncio.to_thread(_append, self._file, line)
 
     async def all(self) -> list[Checkpoint | None]:
         """Returns all in Redis, by place; None for what cannot be read."""
-        lines: Any = await self._redis.zrange(_KEY, 0, -1)
+        lines: Any = await self._redis.zrange(self.KEY, 0, -1)
         return [_parsed(line) for line in lines]
 
     async def newest(self) -> Checkpoint | None:
         """Returns the last one in Redis."""
-        lines: Any = await self._redis.zrange(_KEY, -1, -1)
+        lines: Any = await self._redis.zrange(self.KEY, -1, -1)
         return _parsed(lines[0]) if lines else None
 
     async def newest_in_file(self) -> Checkpoint | None:
@@ -82,7 +84,7 @@ class Checkpoints:
 
     async def forget_before(self, sequence: int) -> None:
         """Deletes those before a place."""
-        await self._redis.zremrangebyscore(_KEY, "-inf", f"({sequence}")
+        await self._redis.zremrangebyscore(self.KEY, "-inf", f"({sequence}")
 
     def good(self, checkpoint: Checkpoint) -> bool:
         """Whether the signature is this mesh's."""

@@ -70,6 +70,13 @@ class AuditLog:
         self._turn = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
+    @staticmethod
+    async def put_aside(redis: Redis, name: str) -> None:
+        """Ends the log in a Redis, whose key is lost, and keeps it under a name."""
+        for key in (_STREAM, _HEAD, Checkpoints.KEY):
+            if await redis.exists(key):
+                await redis.rename(key, f"{key}:{name}")
+
     async def __aenter__(self) -> AuditLog:
         self._task = asyncio.create_task(self._keep())
         return self
