@@ -35,8 +35,8 @@ from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.reflection import add_reflection
 from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.security.admin_key import load_or_create
-from bxmesh.server.security.guard import Guard, guard
 from bxmesh.server.security.belonging import belong
+from bxmesh.server.security.guard import Guard, guard
 from bxmesh.server.security.service import SecurityService
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, QueueGauges, WorkClient, WorkQueue, connect
