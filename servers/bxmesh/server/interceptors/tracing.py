@@ -11,6 +11,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
 from .. import telemetry
+from ..security.permissions import METHODS
 from ._wrap import Call, Interceptor, Proceed
 
 __all__ = ["TracingInterceptor"]
@@ -27,6 +28,14 @@ _SERVER_ERRORS = frozenset(
     }
 )
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+_REFUSALS = frozenset(
+    {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
 
 
 class _Counter:
@@ -78,7 +87,11 @@ class TracingInterceptor(Interceptor):
             attributes["rpc.status_code"] = code.name
             if code is not grpc.StatusCode.OK:
                 attributes["error.type"] = code.name
-            self._duration.record(perf_counter() - started, attributes)
+            counted = attributes
+            if code in _REFUSALS and call.method not in METHODS:
+                # Strangers make up as many methods as they like; there must not be a series of each.
+                counted = {**attributes, "rpc.method": "_OTHER"}
+            self._duration.record(perf_counter() - started, counted)
             if span.is_recording():
                 span.set_attributes(attributes)
                 span.set_attribute("bxmesh.messages.received", received.count)
