@@ -190,7 +190,13 @@ async def _add_services(
     if "agent" in settings.services:
         agents = await stack.enter_async_context(
             agent_service(
-                settings, redis, (server.queue,), server.activity, secured.rules, secured.data
+                settings,
+                redis,
+                (server.queue,),
+                server.activity,
+                secured.rules,
+                secured.data,
+                secured.circuits,
             )
         )
         names.append(offer(grpc_server, agent_service_pb2, agents))

@@ -21,6 +21,7 @@ from bxmesh.server.agent.state_rpcs import StateRpcs
 from bxmesh.server.agent.task_rpcs import TaskRpcs
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.open_streams import OpenStreams
+from bxmesh.server.security.circuit_breakers import ALL_CLOSED, CircuitBreakers
 from bxmesh.server.security.data_loss import ALL_PASS, DataGuard
 from bxmesh.server.security.message_rules import ALL_ALLOWED, MessageRules
 from bxmesh.server.settings import Settings
@@ -44,6 +45,7 @@ async def agent_service(
     activity: Activity = OFF,
     rules: MessageRules = ALL_ALLOWED,
     data: DataGuard = ALL_PASS,
+    circuits: CircuitBreakers = ALL_CLOSED,
 ) -> AsyncIterator[AgentService]:
     """A service with all that it needs, within a block."""
     mailboxes = Mailboxes(redis, settings.mailbox_options)
@@ -51,7 +53,7 @@ async def agent_service(
     async with (
         Bells(redis, mailboxes.keys.cancellations) as bells,
         WorkClient(redis) as client,
-        Tasks(redis, live, bells, TaskOptions(seals=settings.seals)) as tasks,
+        Tasks(redis, live, bells, TaskOptions(seals=settings.seals), circuits) as tasks,
     ):
         mesh = AgentMesh(
             settings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from .api_keys import ApiKeyAuthenticator
 from .audit import AuditLog
 from .authorization import authorize
 from .certificate_identity import CertificateAuthenticator
+from .circuit_breakers import CircuitBreakers
 from .data_loss import DataGuard
 from .directory import Directory
 from .events import ViolationEvent
@@ -58,6 +59,7 @@ class Guard:
     after: tuple[Interceptor, ...]
     rules: MessageRules
     data: DataGuard
+    circuits: CircuitBreakers
 
     def interceptors(self, activity: Activity = OFF) -> list[Interceptor]:
         """Returns the interceptors of a server, outermost first."""
@@ -89,6 +91,7 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
             addresses.events = recorder
             mirror.on_forged = partial(_tell_forged, recorder)
             settings.seals.on_forged = partial(tell_forged_entry, recorder)
+            circuits = CircuitBreakers(redis, policies, recorder)
             mesh = SecurityMesh(
                 settings=settings,
                 redis=redis,
@@ -103,7 +106,7 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
                 violations=violations,
                 tokens=Tokens(token_keys, key, directory),
                 token_keys=token_keys,
-                open_circuits=_none_open,
+                open_circuits=circuits.open_targets,
             )
             authentication = AuthenticationInterceptor(
                 [
@@ -129,6 +132,7 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
                     ),
                     rules=MessageRules(policies, recorder),
                     data=DataGuard(policies, recorder),
+                    circuits=circuits,
                 )
             finally:
                 await end_tasks(watch)
@@ -144,7 +148,3 @@ def _tell_forged(recorder: Recorder, kind: str, name: str) -> None:
             resource=f"{kind}/{name}",
         )
     )
-
-
-async def _none_open() -> Sequence[str]:
-    return ()

@@ -7,21 +7,19 @@ from collections.abc import Iterator, Sequence
 
 import grpc
 
-from bxmesh.security.v1.policy_pb2 import IpRule, Policy, RateLimit
+from bxmesh.security.v1.policy_pb2 import CircuitBreaker, IpRule, Policy, RateLimit
 from bxmesh.server.errors import MeshError, failed_precondition
 
 from . import data_loss
 from .addresses import admitted, is_local, rules_of
+from .circuit_breakers import TARGET_KINDS
 from .patterns import matcher
 from .permissions import METHODS
 
 __all__ = ["check_policy", "check_rate_limit"]
 
 # What this server does not enforce, it must not seem to.
-_NOT_ENFORCED = (
-    "execution_limits",
-    "circuit_breakers",
-)
+_NOT_ENFORCED = ("execution_limits",)
 # Every server holds a thousand versions.
 _MOST_BYTES = 256 * 1024
 # With hundreds of them in one pattern a match can take seconds.
@@ -79,6 +77,8 @@ def _complaints(policy: Policy) -> Iterator[tuple[str, str]]:
         for name in ("sender", "recipient", "message_type"):
             field = f"policy.message_permissions[{index}].{name}"
             yield from _of_pattern(getattr(permission, name), field)
+    for index, breaker in enumerate(policy.circuit_breakers):
+        yield from _of_circuit_breaker(breaker, f"policy.circuit_breakers[{index}]")
     yield from data_loss.complaints(policy)
     for name in _NOT_ENFORCED:
         if getattr(policy, name):
@@ -114,6 +114,16 @@ def _fits_any(method: str) -> bool:
 def _of_pattern(pattern: str, field: str) -> Iterator[tuple[str, str]]:
     if pattern.count("*") > _MOST_WILDCARDS:
         yield field, f"has more than {_MOST_WILDCARDS} asterisks"
+
+
+def _of_circuit_breaker(breaker: CircuitBreaker, field: str) -> Iterator[tuple[str, str]]:
+    yield from _of_pattern(breaker.target, f"{field}.target")
+    head, star, _ = breaker.target.partition("*")
+    if not any(head.startswith(kind) or (star and kind.startswith(head)) for kind in TARGET_KINDS):
+        kinds = " or ".join(TARGET_KINDS)
+        yield f"{field}.target", f"fits nothing that has a circuit; begin it with {kinds}"
+    if not breaker.HasField("open_duration"):
+        yield f"{field}.open_duration", "is missing; set it, such as 30s"
 
 
 def _of_ip_rule(rule: IpRule, field: str) -> Iterator[tuple[str, str]]:

@@ -13,10 +13,12 @@ from bxmesh.agent.v1 import task_pb2 as pb
 from bxmesh.registry.v1.agent_pb2 import Agent
 from bxmesh.server.errors import MeshError, failed_precondition, invalid_argument
 from bxmesh.server.live_agents import LiveAgents, no_such_agent
+from bxmesh.server.security.circuit_breakers import ALL_CLOSED, CircuitBreakers
 from bxmesh.server.streams.bells import Bells
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.tasks import errors
+from bxmesh.server.tasks.circuits import targets
 from bxmesh.server.tasks.demand import Demand, candidate, in_order
 from bxmesh.server.tasks.options import TaskOptions
 from bxmesh.server.tasks.records import Record
@@ -33,13 +35,19 @@ class Tasks:
     after."""
 
     def __init__(
-        self, redis: Redis, agents: LiveAgents, bells: Bells, options: TaskOptions | None = None
+        self,
+        redis: Redis,
+        agents: LiveAgents,
+        bells: Bells,
+        options: TaskOptions | None = None,
+        circuits: CircuitBreakers = ALL_CLOSED,
     ) -> None:
-        self.store = TaskStore(redis, options)
+        self.store = TaskStore(redis, options, circuits)
         self.bells = bells
         self.roster = Roster(agents)
         self.scheduler = Scheduler(self.store, self.roster, bells)
         self.sweeper = Sweeper(self.store, self.roster, self.scheduler)
+        circuits.on_change(self.scheduler.wake)
         self._keepers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Tasks:
@@ -117,6 +125,10 @@ class Tasks:
         if not offering and demand.name not in self.scheduler.unmet:
             self.scheduler.unmet.append(demand.name)
         fitting = await accepting(spec.parameters, offering, demand.capabilities)
+        circuits = self.store.circuits
+        await circuits.look()
+        # A trial of an open circuit is up to the scheduler.
+        fitting = [agent for agent in fitting if circuits.closed(*targets(demand, agent))]
         return await self.store.create(
             NewTask(
                 spec,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from bxmesh.registry.v1.agent_pb2 import Agent
 from bxmesh.server.errors import MeshError
 from bxmesh.server.streams.bells import Bells
+from bxmesh.server.tasks.circuits import attempt_name, targets
 from bxmesh.server.tasks.demand import Demand, candidate, in_order
 from bxmesh.server.tasks.keys import SLOTS_TOPIC
 from bxmesh.server.tasks.roster import Roster, holder, takes_work
@@ -74,7 +75,17 @@ class Scheduler:
     async def round(self) -> bool:
         """Gives out as much as it can at once; returns whether more may follow at once."""
         demands, load = await self._store.overview(self._bells.channel)
-        agents = {name: demand.offered_by(self._roster) for name, demand in demands.items()}
+        circuits = self._store.circuits
+        if demands:
+            await circuits.look()
+        agents = {
+            name: [
+                agent
+                for agent in demand.offered_by(self._roster)
+                if circuits.may_try(*targets(demand, agent))
+            ]
+            for name, demand in demands.items()
+        }
         self.unmet = [name for name, offering in agents.items() if not offering][:MOST_UNMET]
         free = {
             agent.agent_id: agent.max_concurrent_tasks - load.get(holder(agent), 0)
@@ -109,7 +120,18 @@ class Scheduler:
 
     async def _give(self, task: Waiting, demand: Demand, agent: Agent) -> bool:
         to = candidate(agent, demand.capabilities, self._store.options.timeout)
-        return await self._store.assign(task, [to])
+        circuits, uses = self._store.circuits, targets(demand, agent)
+        trial = attempt_name(task.task_id, task.attempts + 1)
+        if not await circuits.allows(*uses, trial=trial, longest=to["timeout"] / 1e6):
+            # It is known now to be open or on trial, and others may take the task.
+            return True
+        given = False
+        try:
+            given = await self._store.assign(task, [to])
+        finally:
+            if not given and not circuits.closed(*uses):
+                await asyncio.gather(*(circuits.abandoned(target, trial) for target in uses))
+        return given
 
 
 def _choose(task: Waiting, offering: Sequence[Agent], free: dict[str, int]) -> Agent | None:

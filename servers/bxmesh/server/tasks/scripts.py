@@ -143,11 +143,16 @@ local function give(id, live, to, entry)
   redis.call('ZADD', DUE, live.deadline, id)
   enter(live, ASSIGNED)
 end
-local function let_go(id, live, state)
+-- The attempts that this script ends: {agent, task, attempt, what was demanded, 1 when it succeeded,
+-- -1 when it failed, 0 for neither}.
+local ended = {}
+local function let_go(id, live, state, unseen)
   redis.call('XADD', SPANS, 'MAXLEN', '~', options.most_spans, '*', 'type', live.type,
     'state', state, 'agent', live.holder ~= '' and live.agent or '', 'slots', live.slots,
     'created', live.created, 'assigned', live.holder ~= '' and live.assigned or 0)
   if live.holder == '' then return end
+  local how = (state == COMPLETED and 1) or ((state == CANCELLED or unseen) and 0) or -1
+  ended[#ended + 1] = {live.agent, id, live.attempts, live.wanted, how}
   if redis.call('SREM', held(live.holder), id) == 1 then
     redis.call('HINCRBY', SINCE, live.holder, int(-math.floor(live.assigned / 1000)))
     if add(LOAD, live.holder, -1) <= 0 then redis.call('HDEL', SINCE, live.holder) end
@@ -182,9 +187,9 @@ local function withdraw(id, live, status)
   return false
 end
 
-local function finish(id, live, state, err, reason)
+local function finish(id, live, state, err, reason, unseen)
   if live.state == PENDING then unqueue(id, live) end
-  let_go(id, live, state)
+  let_go(id, live, state, unseen)
   redis.call('ZREM', DUE, id)
   enter(live, state)
   live.error, live.ended, live.expires = err, NOW, NOW + options.lifetime
@@ -196,11 +201,11 @@ local function finish(id, live, state, err, reason)
   redis.call('ZADD', ENDED, live.expires, id)
 end
 -- An attempt is over without a result: another one follows, or none.
-local function fail(id, live, err, reason, jitter)
+local function fail(id, live, err, reason, jitter, unseen)
   local over = live.attempts - live.spared >= live.limit
   for _, final in ipairs(live.final) do over = over or final == reason end
-  if over then return finish(id, live, FAILED, err, reason) end
-  let_go(id, live, 0)
+  if over then return finish(id, live, FAILED, err, reason, unseen) end
+  let_go(id, live, 0, unseen)
   live.error = err
   enter(live, PENDING)
   local delay = jitter * math.min(live.most_backoff, live.backoff * 2 ^ (live.attempts - 1))
@@ -298,7 +303,8 @@ return 1
 # ARGV: …, id, attempt or 0 when the delivery says it, agent or "" for any, identity or "" for any,
 # kind, payload, reason of the error, a random number from 0 to 1, delivery or "", 1 for the whole
 # task
-# Returns {1, task, or what changes about it} | {0} no such task | {-1} the attempt is not this
+# Returns {1, task, or what changes about it, attempts that this ended} | {0} no such task | {-1} the
+# attempt is not this
 # agent's, or no longer.
 REPORT = Script(
     _BASE
@@ -333,11 +339,12 @@ if live.holder ~= '' then
     fail(id, live, payload, ARGV[8], tonumber(ARGV[9]))
   end
 end
-return {1, ARGV[11] == '1' and whole(id, live) or view(live)}
+return {1, ARGV[11] == '1' and whole(id, live) or view(live), ended}
 """
 )
 
-# ARGV: …, id, error; returns {1, task} | {2, task} when it had ended | {0} no such task.
+# ARGV: …, id, error; returns {1, task, attempts that this ended} | {2, task} when it had ended
+# | {0} no such task.
 CANCEL = Script(
     _BASE
     + """
@@ -347,12 +354,12 @@ if not live then return {0} end
 if live.state >= COMPLETED then return {2, whole(id, live)} end
 withdraw(id, live, ARGV[3])
 finish(id, live, CANCELLED, ARGV[3])
-return {1, whole(id, live)}
+return {1, whole(id, live), ended}
 """
 )
 
-# Takes what an agent has from it, as it is gone. ARGV: …, holder, error, at most so many; returns how
-# many.
+# Takes what an agent has from it, as it is gone. ARGV: …, holder, error, at most so many; returns
+# {how many, attempts that this ended}.
 RELEASE = Script(
     _BASE
     + """
@@ -362,9 +369,10 @@ for _, id in ipairs(ids) do
   local live = find(id)
   if live and live.holder == holder then
     -- What the agent never saw was no attempt that could use up the task's.
-    if withdraw(id, live, ARGV[3]) then live.spared = live.spared + 1 end
+    local unseen = withdraw(id, live, ARGV[3])
+    if unseen then live.spared = live.spared + 1 end
     live.lost = true
-    fail(id, live, ARGV[3], 'AGENT_LOST', 0)
+    fail(id, live, ARGV[3], 'AGENT_LOST', 0, unseen)
   else
     redis.call('SREM', held(holder), id)
   end
@@ -373,7 +381,7 @@ if redis.call('EXISTS', held(holder)) == 0 then
   redis.call('HDEL', LOAD, holder)
   redis.call('HDEL', SINCE, holder)
 end
-return #ids
+return {#ids, ended}
 """
 )
 
@@ -399,11 +407,11 @@ return #old
 )
 
 # Looks at what is due. ARGV: …, at most so many, error of a timeout, error of a task that no agent
-# came for; returns {looked at, us until the next or -1}.
+# came for; returns {looked at, us until the next or -1, attempts that this ended}.
 LOOK = Script(
     _BASE
     + """
-local answer = {0, -1}
+local answer = {0, -1, ended}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', NOW, 'LIMIT', 0, ARGV[2])) do
   answer[1] = answer[1] + 1
   local live = find(id)

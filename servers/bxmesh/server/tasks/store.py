@@ -16,10 +16,12 @@ from bxmesh.agent.v1 import message_pb2
 from bxmesh.agent.v1 import task_pb2 as pb
 from bxmesh.registry.v1.retry_policy_pb2 import RetryPolicy
 from bxmesh.server.errors import MeshError
+from bxmesh.server.security.circuit_breakers import ALL_CLOSED, CircuitBreakers
 from bxmesh.server.streams.batching import ScriptBatcher
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.scripts import Script
 from bxmesh.server.tasks import errors, query_scripts, scripts
+from bxmesh.server.tasks.circuits import tell_circuits
 from bxmesh.server.tasks.demand import Demand
 from bxmesh.server.tasks.keys import ROOT, request_key
 from bxmesh.server.tasks.options import TaskOptions
@@ -96,8 +98,14 @@ class TaskStore:
     has ended: the task that is returned says how it stands.
     """
 
-    def __init__(self, redis: Redis, options: TaskOptions | None = None) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        options: TaskOptions | None = None,
+        circuits: CircuitBreakers = ALL_CLOSED,
+    ) -> None:
         self.redis = redis
+        self.circuits = circuits
         self.options = options or TaskOptions()
         self._scripts = ScriptBatcher(redis)
         self._constants = self.options.for_scripts()
@@ -241,9 +249,12 @@ class TaskStore:
         """Takes all tasks from an agent that is gone; they wait for others or, when their attempts
         are used up, fail. Returns how many."""
         status, released = error.to_status().SerializeToString(), 0
-        while count := await self._call(scripts.RELEASE, holder, status, _PAGE):
+        while True:
+            count, ended = await self._call(scripts.RELEASE, holder, status, _PAGE)
+            await tell_circuits(self.circuits, ended)
+            if not count:
+                return released
             released += count
-        return released
 
     async def holders(self) -> list[str]:
         """Returns who has tasks."""
@@ -256,7 +267,8 @@ class TaskStore:
         timed_out = errors.timed_out().to_status().SerializeToString()
         nobody_came = errors.nobody_came().to_status().SerializeToString()
         while True:
-            looked, next_us = await self._call(scripts.LOOK, _PAGE, timed_out, nobody_came)
+            looked, next_us, ended = await self._call(scripts.LOOK, _PAGE, timed_out, nobody_came)
+            await tell_circuits(self.circuits, ended)
             forgotten = await self._call(scripts.FORGET, _PAGE)
             if looked < _PAGE and forgotten < _PAGE:
                 return None if next_us < 0 else next_us / 1e6
@@ -316,13 +328,14 @@ class TaskStore:
         *,
         whole: bool,
     ) -> Any:
-        kind, reason = "progress", ""
+        kind, reason, error = "progress", "", None
         if isinstance(report, pb.TaskProgress):
             report.ClearField("update_time")
         elif isinstance(report, message_pb2.Payload):
             kind = "result"
         elif isinstance(report, status_pb2.Status):
-            kind, reason, report = "error", MeshError.from_status(report).reason, clipped(report)
+            error = MeshError.from_status(report)
+            kind, reason, report = "error", error.reason, clipped(report)
         answer = await self._call(
             scripts.REPORT,
             task_id,
@@ -337,7 +350,8 @@ class TaskStore:
             int(whole),
         )
         match answer:
-            case [1, found]:
+            case [1, found, ended]:
+                await tell_circuits(self.circuits, ended, error)
                 return found
             case [0]:
                 raise errors.no_such_task(task_id)
@@ -351,6 +365,8 @@ class TaskStore:
         answer = await self._call(scripts.CANCEL, task_id, error.to_status().SerializeToString())
         if answer[0] == 0:
             raise errors.no_such_task(task_id)
+        if answer[0] == 1:
+            await tell_circuits(self.circuits, answer[2])
         return Record.of(answer[1])
 
     # Looking
