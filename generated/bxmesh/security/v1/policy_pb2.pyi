@@ -474,7 +474,9 @@ class CircuitBreaker(_message.Message):
     OPEN_DURATION_FIELD_NUMBER: _builtins.int
     SUCCESS_THRESHOLD_FIELD_NUMBER: _builtins.int
     target: _builtins.str
-    """The targets (agents, capabilities, model providers) by name, where "*" stands for any characters."""
+    """The targets by name, where "*" stands for any characters: agent/<id> for the tasks of an agent,
+    capability/<name> for those that ask for a capability.
+    """
     failure_threshold: _builtins.int
     """Failures in a row that open it, 1 to 10000."""
     success_threshold: _builtins.int

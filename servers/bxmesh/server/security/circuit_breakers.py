@@ -166,7 +166,9 @@ class CircuitBreakers:
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Has a function called when a circuit opens or closes here, or may be tried again."""
-        self._listeners.append(listener)
+        # Where there is never a policy nothing changes, and nobody is kept alive for it.
+        if self._scripts is not None:
+            self._listeners.append(listener)
 
     async def allows(
         self, target: str, *others: str, trial: str = "", longest: float = 60.0

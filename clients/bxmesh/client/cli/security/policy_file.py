@@ -63,6 +63,12 @@ message_permissions:
 quotas:
   - identities: [reader]
     max_open_streams: 100
+# Who fails so often in a row gets no tasks for a while, then one at a time; the first that fits counts.
+circuit_breakers:
+  - target: "agent/*"
+    failure_threshold: 5
+    open_duration: 30s
+    success_threshold: 2
 max_key_lifetime: 7776000s   # 90 days
 max_token_lifetime: 3600s
 """
