@@ -21,7 +21,7 @@ from tests.security.mesh import ADMIN, refused, serving
 from tests.security.test_policies import apply
 
 TARGET = "agent/a"
-SECONDS = 3
+SECONDS = 600
 
 
 class Source:

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from bxmesh.agent.v1 import task_pb2 as pb
+from bxmesh.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+from bxmesh.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from bxmesh.registry.v1.retry_policy_pb2 import RetryPolicy
+from bxmesh.security.v1 import policy_pb2, violation_pb2
+from bxmesh.security.v1.security_service_pb2_grpc import SecurityServiceStub
+from bxmesh.server.app import serve
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.security.circuit_breakers import CircuitBreakers
 from bxmesh.server.security.events import IGNORED
+from bxmesh.server.settings import Settings
 from bxmesh.server.streams.bells import Bells
 from bxmesh.server.tasks import Tasks, errors
+from tests.registry.mesh import registration
+from tests.security.mesh import bearer
 from tests.security.test_circuit_breakers import Source, breaker, time_passes
 from tests.tasks.harness import (
     ASSIGNED,
@@ -197,3 +208,35 @@ async def test_without_breakers_nothing_is_kept(redis: Redis) -> None:
             await fails(w, "a")
         assert (await w.assign()).state == ASSIGNED
         assert await redis.keys("bxmesh:{circuits}*") == []
+
+
+async def test_a_whole_server_keeps_to_its_policy(
+    redis: Redis, shared_valkey: str, short_dir: Path
+) -> None:
+    settings = Settings(
+        state_dir=short_dir / "s",
+        redis_url=SecretStr(shared_valkey),
+        listen=f"unix:{short_dir}/socket",
+        services=("registry", "agent", "security"),
+    )
+    async with serve(settings) as server, grpc.aio.insecure_channel(server.address) as channel:
+        admin = bearer((settings.state_dir / "admin.key").read_text().strip())
+        agents: Any = AgentServiceStub(channel)
+        registry: Any = RegistryServiceStub(channel)
+        security: Any = SecurityServiceStub(channel)
+        policy = policy_pb2.Policy(circuit_breakers=[breaker(failures=1)])
+        await security.ApplyPolicy(policy_pb2.ApplyPolicyRequest(policy=policy), metadata=admin)
+        await registry.RegisterAgent(registration("a", "work"), metadata=admin)
+        short = spec()
+        short.timeout.FromMilliseconds(20)
+        assign = pb.AssignTaskRequest(spec=short)
+        assert (await agents.AssignTask(assign, metadata=admin)).task.state == ASSIGNED
+
+        async def open_circuits() -> list[str]:
+            request = violation_pb2.GetSecurityReportRequest()
+            report = await security.GetSecurityReport(request, metadata=admin)
+            return list(report.open_circuits)
+
+        assert await until(open_circuits) == ["agent/a"]
+        assign = pb.AssignTaskRequest(spec=spec())
+        assert (await agents.AssignTask(assign, metadata=admin)).task.state == PENDING
