@@ -303,6 +303,14 @@ async def test_violations_over_the_wire(redis: Redis) -> None:
         assert report.calls > 8
         mine = {each.identity_id: each for each in report.identities}["alice"]
         assert list(mine.unused_permissions) == ["bundle_read"]
+        # What a handler asks for besides counts as used too.
+        alices = server.guard.mesh.directory.resolve("alice", None, "x", float("inf"))
+        assert alices is not None
+        alices.require("bundle_read")
+        report = await server.security.GetSecurityReport(
+            violation_pb2.GetSecurityReportRequest(identity_id="alice"), metadata=alice
+        )
+        assert list(report.identities[0].unused_permissions) == []
         assert mine.last_used_time.seconds > 0
         bob = await server.identity("bob")
         own = await server.security.GetSecurityReport(

@@ -13,7 +13,7 @@ from bxmesh.security.v1.policy_pb2 import RateLimit
 from bxmesh.security.v1.role_pb2 import Role
 
 from .admin_key import ADMIN
-from .identities import EVERYTHING, Identity
+from .identities import EVERYTHING, Identity, OnUse
 from .mirror import Mirror
 from .permissions import PERMISSIONS, ROLES
 
@@ -96,7 +96,9 @@ class _Parsed(Generic[T]):
 class Directory:
     """Reads the mirror. What it returns belongs to it: copy before you change."""
 
-    def __init__(self, mirror: Mirror) -> None:
+    def __init__(self, mirror: Mirror, on_use: OnUse = lambda identity_id, names: None) -> None:
+        """Takes who is told of permissions that handlers ask identities for."""
+        self._on_use = on_use
         self._identities = _Parsed(mirror, IDENTITY, IdentityRecord.FromString, _revised)
         self._roles = _Parsed(mirror, ROLE, Role.FromString, _revised)
         self._keys = _Parsed(mirror, API_KEY, StoredKey.parse, lambda key, revision: key)
@@ -193,6 +195,7 @@ class Directory:
                 credential=credential,
                 expires=expires,
                 rate_limit=rate_limit,
+                on_use=self._on_use,
             )
         record = self.identity(identity_id)
         if record is None or record.disabled:
@@ -207,6 +210,7 @@ class Directory:
             credential=credential,
             expires=expires,
             rate_limit=rate_limit,
+            on_use=self._on_use,
         )
 
     def resolve_key(self, key_id: str) -> Identity | None:

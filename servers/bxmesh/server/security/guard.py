@@ -79,7 +79,7 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
         ) as log,
         Usage(redis) as usage,
     ):
-        directory = Directory(mirror)
+        directory = Directory(mirror, usage.used)
         policies = Policies(mirror)
         token_keys = TokenKeys(mirror, key, settings.token_key_days)
         violations = Violations(redis, key)

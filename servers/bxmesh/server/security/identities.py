@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from bxmesh.security.v1.policy_pb2 import RateLimit
 
 from ..errors import MeshError, permission_denied
 
-__all__ = ["EVERYTHING", "Identity", "missing_permission"]
+__all__ = ["EVERYTHING", "Identity", "OnUse", "missing_permission"]
 
 EVERYTHING = "*"
+
+
+OnUse = Callable[[str, tuple[str, ...]], None]
+"""Is told whose permissions were used."""
+
+
+def _not_counted(identity_id: str, permissions: tuple[str, ...]) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,8 @@ class Identity:
     """When the credential ends, in seconds since 1970."""
     rate_limit: RateLimit | None = field(default=None, compare=False)
     """The credential's own rate limit instead of the policy's."""
+    on_use: OnUse = field(default=_not_counted, repr=False, compare=False)
+    """Is told of permissions that a handler asks for."""
 
     def may(self, permission: str) -> bool:
         """Returns whether it has a permission."""
@@ -44,6 +54,7 @@ class Identity:
         missing = [name for name in dict.fromkeys(permissions) if not self.may(name)]
         if missing:
             raise missing_permission(self.id, missing)
+        self.on_use(self.id, permissions)
 
     def may_all(self, permissions: Iterable[str]) -> bool:
         """Returns whether it has all of them."""

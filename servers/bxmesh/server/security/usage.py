@@ -76,6 +76,11 @@ class Usage:
             if identity.credential.startswith("bx_"):
                 self._last.add(identity.credential)
 
+    def used(self, identity_id: str, permissions: tuple[str, ...]) -> None:
+        """Counts permissions that a handler asked for besides."""
+        if len(self._used) < _MOST:
+            self._used.add((identity_id, permissions))
+
     async def last_used(self, names: Sequence[str]) -> Mapping[str, float]:
         """Returns when identities or credentials last called, to the minute, as far as they did."""
         if not names:
