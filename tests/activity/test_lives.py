@@ -369,8 +369,8 @@ async def test_the_log_goes_on_after_redis_has_lost_everything(
         async def journal() -> bool:
             return bool(await redis.exists(QueueKeys("agents").journal))
 
-        await until(journal)
         await mesh.register("after")
+        await until(journal)
         task = await assign(mesh, wait_for_agent=True)
     assert events(tmp_path, "agents", agent_id="after") == ["registered"]
     assert events(tmp_path, "tasks", task_id=task.task_id) == ["pending"]

@@ -156,6 +156,37 @@ async def test_a_tail_that_is_cut_off_whole_is_found_by_the_file(
     assert not (await again.verify()).intact
 
 
+async def test_a_log_that_is_rewritten_with_the_key_is_found_by_the_file(
+    redis: Redis, tmp_path: Path
+) -> None:
+    log = await filled(redis, tmp_path / "checkpoints.jsonl")
+    await redis.flushall()
+    forged = await filled(redis)
+    await forged.checkpoint()
+    assert (await forged.verify()).intact
+    verdict = await log.verify()
+    assert (verdict.bad_sequence, verdict.fault) == (10, pb.AUDIT_FAULT_CHECKPOINT)
+
+
+async def test_checkpoints_that_are_close_take_the_place_of_each_other(redis: Redis) -> None:
+    log = AuditLog(redis, KEY)
+    for _ in range(10):
+        await log.append([stamped()])
+        await log.checkpoint()
+    name = "bxmesh:{security}:audit:checkpoints"
+    kept: Any = await redis.zrange(name, 0, -1, withscores=True)
+    assert [score for _, score in kept] == [1, 10]
+    verdict = await log.verify()
+    assert (verdict.intact, verdict.last_checkpoint) == (True, 10)
+    await log.append([stamped() for _ in range(1000)])
+    for _ in range(3):
+        await log.checkpoint()
+        await log.append([stamped()])
+    kept = await redis.zrange(name, 0, -1, withscores=True)
+    assert [score for _, score in kept] == [1, 1010, 1012]
+    assert (await log.verify()).intact
+
+
 async def test_servers_append_to_one_chain(redis: Redis) -> None:
     logs = [AuditLog(redis, KEY) for _ in range(4)]
     await asyncio.gather(

@@ -101,6 +101,24 @@ async def test_keys_end_by_time_and_by_revocation(server: Server) -> None:
     assert error.reason == "KEY_NOT_FOUND"
 
 
+async def test_keys_that_ended_long_ago_are_forgotten(server: Server) -> None:
+    await server.identity("alice")
+    key, _ = await server.key("alice")
+    mesh = server.guard.mesh
+    stored = mesh.directory.key(key.key_id)
+    assert stored is not None
+    old = keys.ApiKey()
+    old.CopyFrom(stored.key)
+    old.revoke_time.FromSeconds(int(time.time()) - 91 * 86400)
+    await mesh.mirror.commit([Change("api_key", key.key_id, -1, stored._replace(key=old).pack())])
+    await server.key("alice")
+    assert mesh.directory.key(key.key_id) is None
+    listed = await server.security.ListApiKeys(
+        keys.ListApiKeysRequest(identity_id="alice", include_ended=True), metadata=ADMIN
+    )
+    assert len(listed.api_keys) == 2
+
+
 async def test_a_rotated_key_works_as_long_as_it_overlaps(server: Server) -> None:
     await server.identity("alice")
     old, metadata = await server.key("alice", permissions=[])

@@ -63,8 +63,11 @@ class Feed:
 
     async def join(self) -> None:
         """Makes the group, from now on, unless it is there."""
+        await self._join("$")
+
+    async def _join(self, after: str) -> None:
         try:
-            await self._redis.xgroup_create(self._stream, _GROUP, id="$", mkstream=True)
+            await self._redis.xgroup_create(self._stream, _GROUP, id=after, mkstream=True)
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
@@ -89,7 +92,8 @@ class Feed:
         except ResponseError as error:
             if not is_missing_group(error):
                 raise
-            await self.join()
+            # Redis has lost the stream with it: what is there now has been written since.
+            await self._join("0")
             return []
         # RESP3 answers with a mapping of lists of pages, RESP2 with a list of pairs.
         if isinstance(answer, dict):

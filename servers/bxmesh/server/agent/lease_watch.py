@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from bxmesh.server.agent.mesh import AgentMesh
 from bxmesh.server.errors import failed_precondition
 from bxmesh.server.live_agent_scripts import EVENTS
 from bxmesh.server.live_agents import RevisionCompactedError
 from bxmesh.server.streams.connection import REDIS_ERRORS
+
+if TYPE_CHECKING:
+    from bxmesh.server.agent.connection import Connection
 
 __all__ = ["watch_leases"]
 
@@ -31,12 +36,12 @@ async def watch_leases(mesh: AgentMesh) -> None:
         try:
             if not known:
                 revision, _ = await mesh.agents.expire()
-                await _check_all(mesh)
+                await _check_all(mesh, mesh.connections)
                 known = True
             await mesh.redis.xread({EVENTS: f"{revision}-0"}, count=1, block=_BLOCK_MS)
             changes, revision = await mesh.agents.changes(revision, _PAGE)
-            for agent_id in {c.agent.agent_id for c in changes if c.kind in _GONE}:
-                await _check(mesh, agent_id)
+            gone = {c.agent.agent_id for c in changes if c.kind in _GONE}
+            await _check_all(mesh, (each for each in mesh.connections if each.agent_id in gone))
             if len(changes) < _PAGE:
                 await asyncio.sleep(_GATHER_SECONDS)
         except RevisionCompactedError:
@@ -52,19 +57,17 @@ async def watch_leases(mesh: AgentMesh) -> None:
             await asyncio.sleep(_PAUSE_SECONDS)
 
 
-async def _check_all(mesh: AgentMesh) -> None:
-    for agent_id in {connection.agent_id for connection in mesh.connections}:
-        await _check(mesh, agent_id)
+async def _check_all(mesh: AgentMesh, connections: Iterable[Connection]) -> None:
+    # At once: renewals gather, and one after the other would wait for that each time.
+    await asyncio.gather(*(_check(mesh, connection) for connection in connections))
 
 
-async def _check(mesh: AgentMesh, agent_id: str) -> None:
-    for connection in mesh.connections.of(agent_id):
-        agent = await mesh.agents.renew(connection.lease_id, lambda agent: False)
-        if agent is None:
-            connection.end(
-                failed_precondition(
-                    f"The lease of {agent_id} is over: register, then connect.",
-                    reason="LEASE_LOST",
-                    subject=agent_id,
-                )
+async def _check(mesh: AgentMesh, connection: Connection) -> None:
+    if await mesh.agents.renew(connection.lease_id, lambda agent: False) is None:
+        connection.end(
+            failed_precondition(
+                f"The lease of {connection.agent_id} is over: register, then connect.",
+                reason="LEASE_LOST",
+                subject=connection.agent_id,
             )
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -25,6 +26,8 @@ __all__ = [
     "admins_only",
     "current_identity",
 ]
+
+_log = logging.getLogger(__name__)
 
 _LONGEST_CREDENTIAL = 4096
 _LOOK_SECONDS = 1.0
@@ -208,7 +211,11 @@ class AuthenticationInterceptor(Interceptor):
                 self._changed.clear()
                 due = list(self._open)
             for caller in due:
-                self._renew(caller)
+                try:
+                    self._renew(caller)
+                except Exception:
+                    # Those of others are looked at nevertheless.
+                    _log.exception("whether %s may go on is not known", caller.identity.id)
 
     def _renew(self, caller: _Caller) -> None:
         identity = caller.source.renew(caller.identity)

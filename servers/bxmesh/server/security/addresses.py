@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
-from types import TracebackType
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -20,7 +19,7 @@ from redis.asyncio import Redis
 from bxmesh.security.v1.policy_pb2 import IpBlock, Policy
 from bxmesh.server.errors import MeshError, permission_denied
 from bxmesh.server.streams.connection import REDIS_ERRORS
-from bxmesh.server.streams.ending import end_tasks
+from bxmesh.server.streams.ending import Background
 
 from .events import AuditEvent, SecurityEvents, ViolationEvent
 from .mirror import Mirror
@@ -118,7 +117,7 @@ def admitted(rules: Sequence[Rule], address: str) -> bool:
     return next((rule.allow for rule in rules if parsed in rule.network), True)
 
 
-class Addresses:
+class Addresses(Background):
     """Refuses addresses by the rules of the policy, and for a while those that break many rules.
 
     The latter by what `source_of` returns: a block of 2001:db8:: is one of 2001:db8::/64. An async
@@ -133,23 +132,9 @@ class Addresses:
         self._decisions: dict[str, bool] = {}
         self._counts: Counter[str] = Counter()
         self._news = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
         self.events: SecurityEvents | None = None
         policies.on_change(self._read)
         self._read()
-
-    async def __aenter__(self) -> Addresses:
-        self._task = asyncio.create_task(self._run())
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._task is not None:
-            await end_tasks(self._task)
 
     def _read(self) -> None:
         self._rules = rules_of(self._policies.policy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -28,6 +28,8 @@ __all__ = ["KeyRpcs"]
 
 _YEAR_SECONDS = 365 * 86400
 _OVERLAP_SECONDS = 3600
+# So long after its end a key is still listed.
+_KEPT_SECONDS = 90 * 86400
 
 
 class KeyRpcs:
@@ -68,7 +70,10 @@ class KeyRpcs:
             lifetime = request.lifetime if request.HasField("lifetime") else None
             key.expire_time.FromSeconds(key.create_time.seconds + self._lifetime(lifetime))
             return Plan(
-                [Change(API_KEY, key_id, 0, StoredKey(digest(secret), key).pack())],
+                [
+                    Change(API_KEY, key_id, 0, StoredKey(digest(secret), key).pack()),
+                    *self._forgotten(owner),
+                ],
                 pb.CreateApiKeyResponse(api_key=key),
                 _event("api_key.created", key),
             )
@@ -186,6 +191,14 @@ class KeyRpcs:
         return Change(
             API_KEY, key.key_id, record.revision if record else 0, old._replace(key=key).pack()
         )
+
+    def _forgotten(self, owner: str) -> Iterator[Change]:
+        """Deletes the keys of an identity that ended long ago."""
+        before = time.time() - _KEPT_SECONDS
+        for key in self._mesh.directory.keys_of(owner):
+            stored = self._mesh.directory.key(key.key_id)
+            if stored is not None and stored.ends < before:
+                yield Change(API_KEY, key.key_id, -1, None)
 
     def _require_key_covers(self, owner: str, permissions: Iterable[str]) -> None:
         """Raises MeshError when a key would allow more than the caller's credential does."""

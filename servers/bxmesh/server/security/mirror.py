@@ -6,11 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from typing import Self
 
 from bxmesh.server.errors import MeshError, unavailable
 from bxmesh.server.streams.connection import REDIS_ERRORS
-from bxmesh.server.streams.ending import end_tasks
+from bxmesh.server.streams.ending import Background
 
 from .records import Change, ForgedRecordError, Memo, Record, Records
 
@@ -24,7 +24,7 @@ _PAUSE_SECONDS = 0.2
 _STALE_SECONDS = 5.0
 
 
-class Mirror:
+class Mirror(Background):
     """Follows the records between `async with` and its end; commits through it are seen at once.
 
     A forged record is left out, and told to `on_forged` with its kind and name.
@@ -39,21 +39,10 @@ class Mirror:
         self._heard = float("-inf")
         self._listeners: list[Callable[[], None]] = []
         self._news = asyncio.Condition()
-        self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Mirror:
+    async def __aenter__(self) -> Self:
         await self._read_all()
-        self._task = asyncio.create_task(self._follow())
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._task is not None:
-            await end_tasks(self._task)
+        return await super().__aenter__()
 
     @property
     def revision(self) -> int:
@@ -102,7 +91,7 @@ class Mirror:
             self._heard = float("-inf")
             self.check_fresh()
 
-    async def _follow(self) -> None:
+    async def _run(self) -> None:
         away = False
         while True:
             try:

@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from bxmesh.security.v1 import violation_pb2 as pb
 from bxmesh.server import telemetry
 from bxmesh.server.streams.connection import REDIS_ERRORS
-from bxmesh.server.streams.ending import end_tasks
+from bxmesh.server.streams.ending import Background
 
 from .audit import AuditLog, StampedEvent
 from .events import AuditEvent, SecurityEvents, ViolationEvent
@@ -58,7 +58,7 @@ class _Waiting:
         self.count = 1
 
 
-class Recorder:
+class Recorder(Background):
     """The SecurityEvents of a server; an async context manager, within which it writes."""
 
     def __init__(
@@ -74,11 +74,6 @@ class Recorder:
         self._waiting: OrderedDict[Any, _Waiting] = OrderedDict()
         self._dropped = 0
         self._news = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Recorder:
-        self._task = asyncio.create_task(self._run())
-        return self
 
     async def __aexit__(
         self,
@@ -86,8 +81,7 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._task is not None:
-            await end_tasks(self._task)
+        await super().__aexit__(kind, error, trace)
         try:
             await self.flush()
         except (*REDIS_ERRORS, OSError) as problem:

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from bxmesh.server.errors import MeshError, resource_exhausted
 from bxmesh.server.streams.batching import ScriptBatcher
 from bxmesh.server.streams.connection import REDIS_ERRORS
-from bxmesh.server.streams.ending import end_tasks
+from bxmesh.server.streams.ending import Background
 from bxmesh.server.streams.scripts import Script
 
 from .identities import Identity
@@ -62,7 +62,7 @@ class Stream(NamedTuple):
     name: str
 
 
-class StreamQuota:
+class StreamQuota(Background):
     """Holds identities to the streams that the policy lets them open.
 
     An async context manager, within which the leases of streams are renewed; streams that were open
@@ -76,11 +76,6 @@ class StreamQuota:
         self._numbers = itertools.count()
         self._open: dict[str, dict[str, Identity]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> StreamQuota:
-        self._task = asyncio.create_task(self._run())
-        return self
 
     async def __aexit__(
         self,
@@ -88,8 +83,7 @@ class StreamQuota:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._task is not None:
-            await end_tasks(self._task)
+        await super().__aexit__(kind, error, trace)
         await asyncio.gather(*self._leaving)
 
     async def enter(self, identity: Identity) -> Stream:

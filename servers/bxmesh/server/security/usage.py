@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 
 from bxmesh.server.streams.connection import REDIS_ERRORS
-from bxmesh.server.streams.ending import end_tasks
+from bxmesh.server.streams.ending import Background
 
 from .identities import Identity
 
@@ -36,7 +36,7 @@ class Calls(NamedTuple):
     refused: int
 
 
-class Usage:
+class Usage(Background):
     """Counts; an async context manager, within which it writes. Methods raise what Redis raises."""
 
     def __init__(self, redis: Redis) -> None:
@@ -44,11 +44,6 @@ class Usage:
         self._used: set[tuple[str, tuple[str, ...]]] = set()
         self._last: set[str] = set()
         self._calls = self._refused = 0
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Usage:
-        self._task = asyncio.create_task(self._run())
-        return self
 
     async def __aexit__(
         self,
@@ -56,8 +51,7 @@ class Usage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._task is not None:
-            await end_tasks(self._task)
+        await super().__aexit__(kind, error, trace)
         try:
             await self.flush()
         except (*REDIS_ERRORS, OSError) as problem:

@@ -1,4 +1,8 @@
-"""Signed checkpoints: what lies before one, no holder of the log's key can rewrite unseen."""
+"""Signed checkpoints: what lies before one, nobody rewrites unseen by a server that keeps it.
+
+Their key comes from the mesh key, as the log's does. Whoever has that can sign anew, but not what is
+in the files of servers.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,10 @@ from ..mesh_key import MeshKey
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
+# The newest is replaced until it is so far from the one before: else there were one for each
+# five seconds of years.
+_APART_ENTRIES = 1000
+_APART_MS = 3_600_000
 _MOST_FILE_BYTES = 4 * 1024 * 1024
 
 
@@ -57,7 +65,12 @@ class Checkpoints:
         unsigned = Checkpoint(sequence, entry_hash, time_ms, b"")
         checkpoint = unsigned._replace(signature=self._private.sign(unsigned.signed()))
         line = _line(checkpoint)
-        await self._redis.zadd(self.KEY, {line: sequence})
+        present: Any = await self._redis.zrange(self.KEY, -2, -1)
+        pipeline = self._redis.pipeline(transaction=True)
+        if len(present) == 2 and _close(*map(_parsed, present)):
+            pipeline.zrem(self.KEY, present[1])
+        pipeline.zadd(self.KEY, {line: sequence})
+        await pipeline.execute()
         if self._file is not None:
             await asyncio.to_thread(_append, self._file, line)
 
@@ -93,6 +106,16 @@ class Checkpoints:
         except InvalidSignature:
             return False
         return True
+
+
+def _close(before: Checkpoint | None, newest: Checkpoint | None) -> bool:
+    # What cannot be read stays, for `verify` to find.
+    return (
+        before is not None
+        and newest is not None
+        and newest.sequence - before.sequence < _APART_ENTRIES
+        and newest.time_ms - before.time_ms < _APART_MS
+    )
 
 
 def _line(checkpoint: Checkpoint) -> str:

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -16,7 +15,7 @@ from redis.asyncio import Redis
 from bxmesh.security.v1.audit_pb2 import AuditEntry
 from bxmesh.server.streams.batching import ScriptBatcher
 from bxmesh.server.streams.connection import REDIS_ERRORS
-from bxmesh.server.streams.ending import end_tasks
+from bxmesh.server.streams.ending import Background
 from bxmesh.server.streams.scripts import Script
 
 from ..mesh_key import MeshKey
@@ -51,7 +50,7 @@ return {}
 """)
 
 
-class AuditLog:
+class AuditLog(Background):
     """Appends, reads and verifies; an async context manager, within which checkpoints are made.
 
     Methods raise what Redis raises.
@@ -68,7 +67,6 @@ class AuditLog:
         self._checkpoints = Checkpoints(redis, key, checkpoint_file)
         self._head = (0, b"")
         self._turn = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
 
     @staticmethod
     async def put_aside(redis: Redis, name: str) -> None:
@@ -76,19 +74,6 @@ class AuditLog:
         for key in (_STREAM, _HEAD, Checkpoints.KEY):
             if await redis.exists(key):
                 await redis.rename(key, f"{key}:{name}")
-
-    async def __aenter__(self) -> AuditLog:
-        self._task = asyncio.create_task(self._keep())
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._task is not None:
-            await end_tasks(self._task)
 
     async def append(self, events: Sequence[StampedEvent]) -> int:
         """Appends events in order and returns the place of the last."""
@@ -169,7 +154,7 @@ class AuditLog:
         await self._checkpoints.forget_before(anchor)
         return anchor
 
-    async def _keep(self) -> None:
+    async def _run(self) -> None:
         next_retention = time.monotonic()
         while True:
             await asyncio.sleep(_CHECKPOINT_SECONDS)
