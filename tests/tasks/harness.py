@@ -203,3 +203,4 @@ async def nothing_left(redis: Redis) -> None:
         assert not await redis.exists(f"{root}:task-{name}"), name
     assert await redis.keys(f"{root}:task-held:*") == []
     assert await redis.keys(f"{root}:task-queue:*") == []
+    assert await redis.keys(f"{root}:task-open:*") == []

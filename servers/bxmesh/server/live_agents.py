@@ -239,10 +239,13 @@ class LiveAgents:
 
     async def owned_by(self, identity: str) -> frozenset[str]:
         """Returns the names of agents, alive or not, that belong to an identity."""
+        owners = await self.owners()
+        return frozenset(name for name, owner in owners.items() if owner == identity)
+
+    async def owners(self) -> dict[str, str]:
+        """Returns to which identities the names of agents belong, alive or not."""
         owners: Any = await self._redis.hgetall(scripts.OWNERS)
-        return frozenset(
-            name.decode() for name, owner in owners.items() if owner.decode() == identity
-        )
+        return {name.decode(): owner.decode() for name, owner in owners.items()}
 
     async def list(self, capabilities: Sequence[str] = ()) -> tuple[list[agent_pb2.Agent], int]:
         """The agents that live and have all the capabilities, by name, and the revision."""

@@ -25,6 +25,7 @@ class Directory:
         self._agents = agents
         self._known: OrderedDict[str, tuple[float, Agent]] = OrderedDict()
         self._snapshot: tuple[float, Snapshot] | None = None
+        self._names: tuple[float, dict[str, set[str]]] | None = None
 
     async def find(self, agent_id: str) -> Agent | None:
         """Returns a live agent, None when there is none of that name."""
@@ -53,3 +54,22 @@ class Directory:
             with redis_errors():
                 self._snapshot = now, await self._agents.snapshot()
         return self._snapshot[1].agents
+
+    async def owner(self, agent_id: str) -> str:
+        """Returns whose a mailbox is: that of a name that belongs to nobody is its own."""
+        agent = await self.find(agent_id)
+        if agent is not None:
+            return agent.identity
+        with redis_errors():
+            return await self._agents.owner(agent_id) or agent_id
+
+    async def owned_by(self, identity: str) -> set[str]:
+        """Returns whose mailboxes are an identity's: its own and those of its agents, alive or not."""
+        now = time.monotonic()
+        if self._names is None or now - self._names[0] > _FRESH_SECONDS:
+            names: dict[str, set[str]] = {}
+            with redis_errors():
+                for name, owner in (await self._agents.owners()).items():
+                    names.setdefault(owner, set()).add(name)
+            self._names = now, names
+        return {identity, *self._names[1].get(identity, ())}

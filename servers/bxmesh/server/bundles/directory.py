@@ -4,7 +4,9 @@ sha256/ab/<digest>/content, bundle.pb    the bundles
 incoming/<name>/                         what is being written, its content locked by its writer
 trash/<name>/                            what is being removed
 locks/<shard>, locks/incoming            taken to change a shard, to begin writing
+locks/holder-<identity>                  taken before a shard's to keep a holder to its allowance
 deletions/<key>                          deletions that may be asked for again
+holders/<identity>/<digest>              the bundles of a holder, and maybe some that it held before
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ class StoreDirectory:
     def __init__(self, root: Path) -> None:
         self.bundles = root / "sha256"
         self.deletions = root / "deletions"
+        self.holders = root / "holders"
         self._incoming = root / "incoming"
         self._trash = root / "trash"
         self._locks = root / "locks"
@@ -66,6 +69,7 @@ class StoreDirectory:
         for directory in (
             self.bundles,
             self.deletions,
+            self.holders,
             self._incoming,
             self._trash,
             self._locks,

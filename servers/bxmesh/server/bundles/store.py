@@ -16,6 +16,7 @@ from bxmesh.geometry.v1 import bundle_pb2
 from bxmesh.geometry.v1.bundle_pb2 import Bundle, BundleHolder, BundleKind
 
 from ..errors import MeshError, invalid_argument, not_found
+from ..security.quotas import Allowance
 from .directory import (
     CONTENT,
     METADATA,
@@ -26,6 +27,7 @@ from .directory import (
     storing,
     sync,
 )
+from .holdings import Holdings
 from .usage import Quota, Usage
 from .writer import BundleWriter, too_large
 
@@ -54,6 +56,7 @@ class BundleStore:
     ) -> None:
         self.max_bundle_bytes = max_bundle_bytes
         self._directory = StoreDirectory(root)
+        self._holdings = Holdings(self._directory)
         self._default_lifetime = default_lifetime
         self._max_lifetime = max_lifetime
         self._quota = Quota(max_total_bytes, self.usage)
@@ -70,15 +73,29 @@ class BundleStore:
         holder: BundleHolder | None = None,
         lifetime: timedelta | None = None,
         durable: bool = True,
+        allowance: Allowance | None = None,
     ) -> BundleWriter:
         """Begins a bundle; use it in a `with`. A durable one is on the disk when it is committed.
 
-        The default lifetime holds where there is none, the maximum where it is longer.
+        The default lifetime holds where there is none, the maximum where it is longer. What would
+        be more than the holder's allowance is refused, at the latest by the commit, with
+        RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
         """
         if expected_id:
             digest_of(expected_id)
+        room = self._holdings.room(allowance, expected_id)
+
+        def check(size: int) -> None:
+            self._quota.check(size)
+            room(size)
+
+        def publish(incoming: Incoming, bundle: Bundle, *, durable: bool) -> tuple[Bundle, bool]:
+            with self._holdings.within(allowance, bundle.bundle_id, bundle.size_bytes):
+                return self._publish(incoming, bundle, durable=durable)
+
         if expected_size is not None:
-            self._make_room(expected_size)
+            self._require_small(expected_size)
+            check(expected_size)
         bundle = self._describe(
             kind, media_type, display_name, derived_from, holder, lifetime, expected_id
         )
@@ -87,8 +104,8 @@ class BundleStore:
         return BundleWriter(
             incoming,
             bundle,
-            self._publish,
-            self._quota,
+            publish,
+            check,
             max_bytes=self.max_bundle_bytes,
             expected_size=expected_size,
             durable=durable,
@@ -105,16 +122,19 @@ class BundleStore:
         holder: BundleHolder | None = None,
         lifetime: timedelta | None = None,
         durable: bool = True,
+        allowance: Allowance | None = None,
     ) -> tuple[Bundle, bool]:
-        """Stores bytes; returns the bundle and whether it was there already."""
-        self._make_room(len(data))
+        """Stores bytes; returns the bundle and whether it was there already. Raises like `writer` and
+        the writer."""
+        self._require_small(len(data))
+        self._quota.check(len(data))
         bundle_id = f"sha256:{hashlib.sha256(data).hexdigest()}"
         bundle = self._describe(
             kind, media_type, display_name, derived_from, holder, lifetime, bundle_id
         )
         bundle.size_bytes = len(data)
         home = self._directory.home(bundle_id)
-        with storing():
+        with storing(), self._holdings.within(allowance, bundle_id, len(data)):
             with self._directory.lock(home.parent.name):
                 existing = self._renew(home, bundle, durable=durable)
             if existing is not None:
@@ -163,8 +183,8 @@ class BundleStore:
         token of the next page."""
         page: list[Bundle] = []
         for home in self._directory.homes(after=_page_start(page_token)):
-            bundle = self._directory.load(home)
-            if bundle is None or _is_expired(bundle) or (kind and kind != bundle.kind):
+            bundle = self._current(home)
+            if bundle is None or (kind and kind != bundle.kind):
                 continue
             if not sees(bundle):
                 continue
@@ -202,6 +222,7 @@ class BundleStore:
             others = [one for one in bundle.holders if one.identity_id != holder]
             if holder is not None and len(others) == len(bundle.holders):
                 raise _unknown(bundle_id)
+            leaving = [one for one in bundle.holders if holder in (None, one.identity_id)]
             kept = holder is not None and bool(others)
             if kept:
                 del bundle.holders[:]
@@ -209,6 +230,7 @@ class BundleStore:
                 self._directory.update(home, bundle, durable=True)
             else:
                 self._directory.discard(home)
+            self._holdings.unmark(bundle_id, leaving)
             if request_key:
                 # A full disk must not keep anybody from deleting.
                 with suppress(OSError):
@@ -220,12 +242,18 @@ class BundleStore:
         """Removes expired bundles and what killed processes left behind."""
         removed = 0
         for home in self._directory.homes():
-            if self._is_current(home):
+            bundle = self._current(home)
+            if bundle is not None and self._holdings.marked(bundle):
                 continue
             with self._directory.lock(home.parent.name):
-                if home.exists() and not self._is_current(home):
+                bundle = self._current(home)
+                if bundle is not None:
+                    # A crash of the host has lost the mark.
+                    self._holdings.mark(bundle)
+                elif home.exists():
                     self._directory.discard(home)
                     removed += 1
+        self._holdings.sweep()
         forgotten_before = time.time() - _DELETIONS_REMEMBERED.total_seconds()
         for path in self._directory.deletions.iterdir():
             with suppress(FileNotFoundError):
@@ -238,7 +266,7 @@ class BundleStore:
         sizes = [
             bundle.size_bytes
             for home in self._directory.homes()
-            if (bundle := self._directory.load(home)) is not None and not _is_expired(bundle)
+            if (bundle := self._current(home)) is not None
         ]
         return Usage(len(sizes), sum(sizes))
 
@@ -276,14 +304,16 @@ class BundleStore:
                 return existing, True
             if home.exists():
                 self._directory.discard(home)
+            self._holdings.mark(bundle)
             self._directory.place(incoming, home, durable=durable)
         self._quota.add(bundle.size_bytes)
         return bundle, False
 
     def _renew(self, home: Path, new: Bundle, *, durable: bool) -> Bundle | None:
-        bundle = self._directory.load(home)
-        if bundle is None or _is_expired(bundle):
+        bundle = self._current(home)
+        if bundle is None:
             return None
+        self._holdings.mark(new)
         longer = new.expire_time.ToNanoseconds() > bundle.expire_time.ToNanoseconds()
         if longer:
             bundle.expire_time.CopyFrom(new.expire_time)
@@ -296,14 +326,13 @@ class BundleStore:
                 sync(path)
         return bundle
 
-    def _make_room(self, size: int) -> None:
+    def _require_small(self, size: int) -> None:
         if size > self.max_bundle_bytes:
             raise too_large(self.max_bundle_bytes)
-        self._quota.check(size)
 
-    def _is_current(self, home: Path) -> bool:
+    def _current(self, home: Path) -> Bundle | None:
         bundle = self._directory.load(home)
-        return bundle is not None and not _is_expired(bundle)
+        return None if bundle is None or _is_expired(bundle) else bundle
 
 
 def _hold(bundle: Bundle, holder: BundleHolder) -> bool:

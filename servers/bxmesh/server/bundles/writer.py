@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -12,7 +13,6 @@ from bxmesh.geometry.v1.bundle_pb2 import Bundle
 
 from ..errors import MeshError, resource_exhausted
 from .directory import Incoming, storing
-from .usage import Quota
 
 __all__ = ["BundleWriter"]
 
@@ -36,16 +36,17 @@ class BundleWriter:
         incoming: Incoming,
         bundle: Bundle,
         publish: Publish,
-        quota: Quota,
+        check: Callable[[int], None],
         *,
         max_bytes: int,
         expected_size: int | None,
         durable: bool,
     ) -> None:
+        """Takes what raises MeshError when there is no room for so many bytes."""
         self._incoming = incoming
         self._bundle = bundle
         self._publish = publish
-        self._quota = quota
+        self._check = check
         self._max_bytes = max_bytes
         self._expected_size = expected_size
         self._durable = durable
@@ -70,7 +71,7 @@ class BundleWriter:
             raise too_large(self._max_bytes)
         if self._expected_size is not None and size > self._expected_size:
             raise _wrong_size(f"more than {self._expected_size}", self._expected_size)
-        self._quota.check(size)
+        self._check(size)
         with storing():
             self._incoming.file.write(data)
         self._sha256.update(data)

@@ -40,6 +40,7 @@ from ..errors import MeshError, deadline_exceeded, invalid_argument, resource_ex
 from ..interceptors.authentication import current_identity
 from ..security.addresses import address_of
 from ..security.events import IGNORED, AuditEvent, SecurityEvents
+from ..security.quotas import UNLIMITED, Quotas
 from .sharing import holder, require_held, seen_by, seen_by_caller, shown
 
 __all__ = ["BundleLimits", "BundleRpcs"]
@@ -80,8 +81,10 @@ class BundleRpcs:
         store: BundleStore,
         limits: BundleLimits | None = None,
         events: SecurityEvents = IGNORED,
+        quotas: Quotas = UNLIMITED,
     ) -> None:
         self._events = events
+        self._quotas = quotas
         self._store = store
         self._limits = limits or BundleLimits()
         self._transfers = 0
@@ -93,7 +96,12 @@ class BundleRpcs:
     ) -> UploadBundleResponse:
         """Stores what arrives; an upload that breaks off leaves nothing."""
         requests = aiter(request_iterator)
-        with self._transfer(), ExitStack() as stack:
+        telling = self._quotas.telling(
+            current_identity().id,
+            "/bxmesh.geometry.v1.GeometryService/UploadBundle",
+            address=address_of(context.peer()),
+        )
+        with telling, self._transfer(), ExitStack() as stack:
             async with self._watch():
                 first = await anext(requests, None)
             if first is None or first.WhichOneof("part") != "header":
@@ -208,6 +216,7 @@ class BundleRpcs:
             identity.require("experimental_data_processing")
         mine = holder(identity, header.visibility)
         lifetime = _lifetime(header.lifetime) if header.HasField("lifetime") else None
+        allowance = self._quotas.allowance("max_bundle_bytes", identity.id)
         return lambda: self._store.writer(
             header.kind,
             media_type=header.media_type,
@@ -216,6 +225,7 @@ class BundleRpcs:
             expected_size=header.size_bytes or None,
             holder=mine,
             lifetime=lifetime,
+            allowance=allowance,
         )
 
     async def _receive(

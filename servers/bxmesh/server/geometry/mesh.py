@@ -23,6 +23,7 @@ from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.geometry.sharing import seen_by
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.security.events import IGNORED, SecurityEvents
+from bxmesh.server.security.quotas import UNLIMITED, Quotas
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import Submission, WorkClient, WorkQueue
 from bxmesh.work.v1 import work_pb2
@@ -43,6 +44,8 @@ class GeometryMesh:
     sessions: SessionRecords
     security: SecurityEvents = IGNORED
     """What is told of bundles that are deleted."""
+    quotas: Quotas = UNLIMITED
+    """How many bytes of bundles identities may hold."""
 
     @property
     def result_lifetime(self) -> timedelta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from bxmesh.server.geometry.inputs import naming
 from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
 from bxmesh.server.geometry.sharing import holder, seen_by_caller
 from bxmesh.server.interceptors import current_identity
+from bxmesh.server.security.addresses import address_of
 
 
 class ModelRpcs:
@@ -51,13 +53,20 @@ class ModelRpcs:
             ) as submission:
                 outcome = await mesh.outcome(submission, request.spec, deadline)
         result = result_of(outcome, geometry_work_pb2.CreateModelWorkResult)
-        bundle, _ = mesh.store.put(
-            content,
-            bundle_pb2.BUNDLE_KIND_MODEL,
-            media_type="application/x-protobuf; type=bxmesh.geometry.v1.ModelSpec",
-            derived_from=[bundle_id for _, bundle_id in _inputs(request.spec)],
-            holder=holder(current_identity()),
-        )
+        with mesh.quotas.telling(
+            caller(),
+            "/bxmesh.geometry.v1.GeometryService/CreateModel",
+            address=address_of(context.peer()),
+        ):
+            bundle, _ = await asyncio.to_thread(
+                mesh.store.put,
+                content,
+                bundle_pb2.BUNDLE_KIND_MODEL,
+                media_type="application/x-protobuf; type=bxmesh.geometry.v1.ModelSpec",
+                derived_from=[bundle_id for _, bundle_id in _inputs(request.spec)],
+                holder=holder(current_identity()),
+                allowance=mesh.quotas.allowance("max_bundle_bytes", caller()),
+            )
         result.model.model_id = bundle.bundle_id
         response = model_pb2.CreateModelResponse(model=result.model)
         if result.atoms_bundle_id:

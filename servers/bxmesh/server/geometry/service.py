@@ -13,5 +13,5 @@ class GeometryService(BundleRpcs, ModelRpcs, GradientRpcs, SessionRpcs):
     """Bundles, models, gradients and sessions."""
 
     def __init__(self, mesh: GeometryMesh) -> None:
-        BundleRpcs.__init__(self, mesh.store, events=mesh.security)
+        BundleRpcs.__init__(self, mesh.store, events=mesh.security, quotas=mesh.quotas)
         self._mesh = mesh

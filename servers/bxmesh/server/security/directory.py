@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from bxmesh.security.v1.credential_pb2 import ApiKey
@@ -150,6 +150,11 @@ class Directory:
             granted.setdefault(permission, []).append("identity")
         # What no longer exists, nobody has.
         return {name: by for name, by in sorted(granted.items()) if name in PERMISSIONS}
+
+    def roles_of(self, identity_id: str) -> Collection[str]:
+        """Returns the roles of an identity; none when there is no such identity."""
+        record = self.identity(identity_id)
+        return record.roles if record else ()
 
     def permissions_of(self, identity_id: str) -> frozenset[str]:
         """Returns all that an identity may do by any credential; nothing when there is none."""

@@ -24,6 +24,7 @@ from bxmesh.server.streams.scripts import Script
 
 from .identities import Identity
 from .policy_source import PolicySource
+from .quotas import most_for
 
 __all__ = ["Stream", "StreamQuota"]
 
@@ -111,19 +112,7 @@ class StreamQuota(Background):
             task.add_done_callback(self._leaving.discard)
 
     def _most(self, identity: Identity) -> int | None:
-        return min(
-            (
-                quota.max_open_streams
-                for quota in self._policies.policy.quotas
-                if quota.max_open_streams
-                and (
-                    not quota.identities
-                    or identity.id in quota.identities
-                    or not identity.roles.isdisjoint(quota.identities)
-                )
-            ),
-            default=None,
-        )
+        return most_for(self._policies.policy, "max_open_streams", identity.id, identity.roles)
 
     async def _enter(self, stream: Stream, most: int) -> bool:
         identity_id, arguments = stream.identity.id, (_LEASE_MS, most, stream.name)

@@ -118,6 +118,10 @@ class QueueKeys:
         """The channels of the servers that want to know when something changes."""
         return f"{self.root}:wanted:{topic}"
 
+    def waiting(self, identity: str) -> str:
+        """How much waits in all the mailboxes of an identity, counted a moment ago."""
+        return f"{self.root}:waiting:{identity}"
+
     def attached(self, agent_id: str) -> str:
         """The channels of the servers that an agent is connected to."""
         return f"{self.root}:attached:{agent_id}"

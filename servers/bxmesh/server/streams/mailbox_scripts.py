@@ -18,18 +18,24 @@ from bxmesh.server.streams.scripts import (
     Script,
 )
 
-# KEYS: inbox, request (or inbox), the inboxes of the agent…
-# ARGV: entry, item id, request lifetime in ms or 0, capacity of the mailbox, most mailboxes
+# What waits in all mailboxes of their owner is counted anew so often; what is posted meanwhile is
+# added to it.
+_COUNTED_MS = 250
+
+# KEYS: inbox, request (or inbox), count of the owner (or inbox)
+# ARGV: entry, item id, request lifetime in ms or 0, capacity of the mailbox, most mailboxes, most
+# that may wait for the owner or 0 for any, the owner's agents for a new count…
 # Returns {1, item id, stream, entry id} | {0, first item id} for a repeated request | {-1, depth}
-# when full | {-2, mailboxes} when there are too many.
+# when full | {-2, mailboxes} when there are too many | {-3, what waits for the owner} when that is
+# the most, or {-3, -1} when the owner's agents must be given.
 POST = Script(
     REPEATED
     + PLACE
+    + f"local COUNTED_MS = {_COUNTED_MS}"
     + """
-local depth = 0
-for i = 3, #KEYS do depth = depth + redis.call('XLEN', KEYS[i]) end
-if depth >= tonumber(ARGV[4]) then return {-1, depth} end
-if depth == 0 then
+local here = depth(KEYS[1])
+if here >= tonumber(ARGV[4]) then return {-1, here} end
+if here == 0 then
   local root, agent = string.match(KEYS[1], '^(.+):inbox:(.+):%d$')
   local mailboxes = root .. ':mailboxes'
   if redis.call('SCARD', mailboxes) >= tonumber(ARGV[5])
@@ -37,7 +43,23 @@ if depth == 0 then
     return {-2, redis.call('SCARD', mailboxes)}
   end
 end
+local most = tonumber(ARGV[6])
+if most > 0 then
+  local waiting = tonumber(redis.call('GET', KEYS[3]))
+  if not waiting then
+    if #ARGV == 6 then return {-3, -1} end
+    local root = string.match(KEYS[1], '^(.+):inbox:')
+    waiting = 0
+    for i = 7, #ARGV do
+      waiting = waiting + depth(root .. ':inbox:' .. ARGV[i] .. ':1')
+        + (tonumber(redis.call('HGET', root .. ':figures:' .. ARGV[i], 'delayed')) or 0)
+    end
+    redis.call('SET', KEYS[3], waiting, 'PX', COUNTED_MS)
+  end
+  if waiting >= most then return {-3, waiting} end
+end
 local id = place(KEYS[1], ARGV[1], 0)
+if most > 0 then redis.call('INCR', KEYS[3]) end
 remember()
 return {1, ARGV[2], KEYS[1], id}
 """

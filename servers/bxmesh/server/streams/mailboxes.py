@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from redis.asyncio import Redis
 
 from bxmesh.server.errors import MeshError, resource_exhausted
+from bxmesh.server.security.quotas import Allowance
 from bxmesh.server.streams import mailbox_scripts as scripts
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.entries import HeldEntry
@@ -79,6 +80,15 @@ class MailboxOptions:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class SharedAllowance:
+    """How many messages may wait in all the mailboxes of an owner together."""
+
+    allowance: Allowance
+    agents: Callable[[], Awaitable[Collection[str]]]
+    """Returns whose mailboxes those are."""
+
+
 class Mailboxes:
     """All mailboxes: posting, taking, holding and settling. Methods raise MeshError UNAVAILABLE
     without Redis."""
@@ -107,11 +117,16 @@ class Mailboxes:
         deadline: float | None = None,
         max_attempts: int | None = None,
         identity: str = "",
+        shared: SharedAllowance | None = None,
     ) -> Ticket:
         """Posts an item; it is durable when this returns.
 
-        Takes what `WorkQueue.enqueue` takes. Raises MeshError RESOURCE_EXHAUSTED (MAILBOX_FULL),
-        DEADLINE_EXCEEDED when it is too late already.
+        Takes what `WorkQueue.enqueue` takes. Raises MeshError RESOURCE_EXHAUSTED (MAILBOX_FULL,
+        QUOTA_EXCEEDED), DEADLINE_EXCEEDED when it is too late already.
+
+        What is posted at once, through whichever servers, does not exceed a shared allowance. What
+        comes in otherwise, such as replays and deliveries of tasks, and what has left, counts a
+        quarter of a second later.
         """
         item = self.queue.new_item(
             kind,
@@ -124,27 +139,17 @@ class Mailboxes:
             identity=identity,
         )
         with self.queue.sending(item):
-            return await self._post(agent_id, priority, item)
+            return await self._put(agent_id, priority, item, shared)
 
-    async def _post(self, agent_id: str, priority: int, item: work_pb2.WorkItem) -> Ticket:
-        keys, request_id = self.keys, item.request_id
-        inbox = keys.inbox(agent_id, priority)
-        with redis_errors():
-            answer = await self.queue.scripts.call(
-                scripts.POST,
-                [
-                    inbox,
-                    keys.request(request_id) if request_id else inbox,
-                    *keys.inboxes(agent_id),
-                ],
-                [
-                    self.queue.entry_of(item),
-                    item.item_id,
-                    request_milliseconds(item),
-                    self.options.capacity,
-                    self.options.most_mailboxes,
-                ],
-            )
+    async def _put(
+        self, agent_id: str, priority: int, item: work_pb2.WorkItem, shared: SharedAllowance | None
+    ) -> Ticket:
+        most = shared.allowance.most if shared else 0
+        owner = shared.allowance.identity_id if shared else ""
+        answer = await self._post(agent_id, priority, item, owner, most)
+        if shared and answer == [-3, -1]:
+            agents = {agent_id, *await shared.agents()}
+            answer = await self._post(agent_id, priority, item, owner, most, agents)
         if answer[0] == -1:
             raise resource_exhausted(
                 f"The mailbox of {agent_id} is full: {answer[1]} items wait. Try again later.",
@@ -159,7 +164,38 @@ class Mailboxes:
                 reason="TOO_MANY_MAILBOXES",
                 subject="mailboxes",
             )
-        return ticket_of(answer, request_id)
+        if shared and answer[0] == -3:
+            raise shared.allowance.refusal(answer[1])
+        return ticket_of(answer, item.request_id)
+
+    async def _post(
+        self,
+        agent_id: str,
+        priority: int,
+        item: work_pb2.WorkItem,
+        owner: str,
+        most: int,
+        agents: Collection[str] = (),
+    ) -> Any:
+        keys, inbox = self.keys, self.keys.inbox(agent_id, priority)
+        with redis_errors():
+            return await self.queue.scripts.call(
+                scripts.POST,
+                [
+                    inbox,
+                    keys.request(item.request_id) if item.request_id else inbox,
+                    keys.waiting(owner) if owner else inbox,
+                ],
+                [
+                    self.queue.entry_of(item),
+                    item.item_id,
+                    request_milliseconds(item),
+                    self.options.capacity,
+                    self.options.most_mailboxes,
+                    most,
+                    *agents,
+                ],
+            )
 
     async def hold_back(
         self,

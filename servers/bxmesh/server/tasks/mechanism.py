@@ -14,6 +14,7 @@ from bxmesh.registry.v1.agent_pb2 import Agent
 from bxmesh.server.errors import MeshError, failed_precondition, invalid_argument
 from bxmesh.server.live_agents import LiveAgents, no_such_agent
 from bxmesh.server.security.circuit_breakers import ALL_CLOSED, CircuitBreakers
+from bxmesh.server.security.quotas import Allowance
 from bxmesh.server.streams.bells import Bells
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.ending import end_tasks
@@ -95,6 +96,7 @@ class Tasks:
         wait_for_agent: bool = False,
         trace_context: Mapping[str, str] | None = None,
         request_id: str = "",
+        allowance: Allowance | None = None,
     ) -> Record:
         """Enters a task, and gives it to an agent if one is free.
 
@@ -139,6 +141,7 @@ class Tasks:
                 line=line,
                 trace_context=trace_context or {},
                 request_id=request_id,
+                allowance=allowance,
             ),
             [
                 candidate(agent, demand.capabilities, self.store.options.timeout)

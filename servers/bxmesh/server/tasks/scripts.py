@@ -10,6 +10,7 @@ A task is a hash: `head` (a serialised Task with what never changes), `live` (pa
     task-load         how much that is; task-since: the sum of the times (ms) at which it got it
     task-due          when to look at a task next: a retry, a timeout
     task-counts       tasks that have not ended, by state and type
+    task-open:…       tasks that have not ended, by owner
     task-ended        what is to be forgotten, by time
     task-events:…     the changes of one task; the id of an entry is `<revision>-0`
     task-children:…   what was assigned on behalf of a task
@@ -53,6 +54,7 @@ local function events(id) return ROOT .. ':task-events:' .. id end
 local function children(id) return ROOT .. ':task-children:' .. id end
 local function queue(demand) return ROOT .. ':task-queue:' .. demand end
 local function held(holder) return ROOT .. ':task-held:' .. holder end
+local function open_of(owner) return ROOT .. ':task-open:' .. owner end
 
 local function find(id)
   local packed = redis.call('HGET', record(id), 'live')
@@ -191,6 +193,7 @@ local function finish(id, live, state, err, reason, unseen)
   if live.state == PENDING then unqueue(id, live) end
   let_go(id, live, state, unseen)
   redis.call('ZREM', DUE, id)
+  redis.call('SREM', open_of(live.owner), id)
   enter(live, state)
   live.error, live.ended, live.expires = err, NOW, NOW + options.lifetime
   change(id, live, reason)
@@ -226,7 +229,7 @@ end
 # ARGV: …, id, head, what else is to be known as JSON, entry for its first agent, lifetime of the
 # request in ms or 0
 # Returns {1, task} | {0, id of the first task of the request, that task} | {-1, tasks} too many
-# | {-2} no such parent | {-3, state} the parent has ended.
+# | {-2} no such parent | {-3, state} the parent has ended | {-4, tasks} as many as the owner may have.
 CREATE = Script(
     _BASE
     + """
@@ -242,6 +245,8 @@ if redis.call('HLEN', DEMANDS) >= options.most_demands
   and redis.call('HEXISTS', DEMANDS, new.demand) == 0 then
   return {-1, open}
 end
+local own = redis.call('SCARD', open_of(new.owner))
+if new.most > 0 and own >= new.most then return {-4, own} end
 if new.parent ~= '' then
   local parent = find(new.parent)
   if not parent then return {-2} end
@@ -262,6 +267,7 @@ local live = {
 }
 redis.call('HSET', record(id), 'head', ARGV[3])
 redis.call('ZADD', TASKS, created, id)
+redis.call('SADD', open_of(new.owner), id)
 if new.parent ~= '' then redis.call('ZADD', children(new.parent), created, id) end
 if remember > 0 then redis.call('SET', KEYS[2], id, 'PX', remember) end
 local waiting = redis.call('HLEN', DEMANDS)

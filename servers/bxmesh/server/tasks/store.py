@@ -17,6 +17,7 @@ from bxmesh.agent.v1 import task_pb2 as pb
 from bxmesh.registry.v1.retry_policy_pb2 import RetryPolicy
 from bxmesh.server.errors import MeshError
 from bxmesh.server.security.circuit_breakers import ALL_CLOSED, CircuitBreakers
+from bxmesh.server.security.quotas import Allowance
 from bxmesh.server.streams.batching import ScriptBatcher
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.scripts import Script
@@ -58,6 +59,8 @@ class NewTask:
     """The agents that its parents are with."""
     trace_context: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
+    allowance: Allowance | None = None
+    """How many open tasks the owner may have; None for any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,8 @@ class TaskStore:
         are the demands that nobody meets, which wait in nobody's way.
 
         A repeated request id of an owner returns the first task. Raises MeshError
-        RESOURCE_EXHAUSTED when there are too many, NOT_FOUND and FAILED_PRECONDITION for the parent.
+        RESOURCE_EXHAUSTED when there are too many (TOO_MANY_TASKS) or the owner has as many as it may
+        (QUOTA_EXCEEDED), NOT_FOUND and FAILED_PRECONDITION for the parent.
         """
         task_id = uuid.uuid4().hex
         spec, trace = new.spec, json.dumps(dict(new.trace_context))
@@ -162,6 +166,7 @@ class TaskStore:
                     "trace": trace,
                     "candidates": candidates,
                     "unmet": unmet,
+                    "most": new.allowance.most if new.allowance else 0,
                     **self._retries(spec.retry_policy),
                 }
             ),
@@ -176,6 +181,8 @@ class TaskStore:
                 raise errors.no_such_task(spec.parent_task_id)
             case [-3, _]:
                 raise errors.parent_ended(spec.parent_task_id)
+            case [-4, count] if new.allowance:
+                raise new.allowance.refusal(count)
         return Record.of(answer[-1])
 
     def _retries(self, policy: RetryPolicy) -> Mapping[str, Any]:
