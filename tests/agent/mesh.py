@@ -24,6 +24,7 @@ from bxmesh.server.interceptors import AuthenticationInterceptor, server_interce
 from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.security.data_loss import ALL_PASS, DataGuard
 from bxmesh.server.security.message_rules import ALL_ALLOWED, MessageRules
+from bxmesh.server.security.signatures import UNVERIFIED, SignatureSource
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import connect
 from bxmesh.server.streams.seals import seals_of
@@ -166,6 +167,7 @@ async def agents(
     *,
     rules: MessageRules = ALL_ALLOWED,
     data: DataGuard = ALL_PASS,
+    signatures: SignatureSource = UNVERIFIED,
     **settings: Any,
 ) -> AsyncIterator[Mesh]:
     """A server; several may share one Redis."""
@@ -185,6 +187,7 @@ async def agents(
                 redis,
                 rules=rules,
                 data=data,
+                signatures=signatures,
             )
         )
         offer(server, registry_service_pb2, registry)

@@ -51,12 +51,13 @@ class Told:
 
     def __init__(self) -> None:
         self.violations: list[ViolationEvent] = []
+        self.noted: list[tuple[str, str, str]] = []
 
     async def audit(self, event: AuditEvent) -> None:
         raise AssertionError("nothing to audit")
 
     def note(self, event: AuditEvent) -> None:
-        raise AssertionError("nothing to note")
+        self.noted.append((event.event_type, event.identity_id, event.resource))
 
     def violation(self, event: ViolationEvent) -> None:
         self.violations.append(event)
@@ -84,6 +85,11 @@ async def mesh(
     rules = MessageRules(policy, told)
     async with agents(shared_valkey, delivery_lease=5, rules=rules, data=guard) as running:
         yield running
+
+
+def signed(message: message_pb2.Envelope) -> message_pb2.Envelope:
+    message.signature.envelope = message.SerializeToString()
+    return message
 
 
 def struct(**fields: Any) -> struct_pb2.Struct:
@@ -257,7 +263,7 @@ async def test_what_cannot_be_redacted_is_refused(guard: DataGuard, policy: Poli
     message = envelope("bob", json=f'["{CANARY}"]')
     assert "[CARD]" in (await redacted(guard, message)).payload.json.json
     with pytest.raises(MeshError, match="Take") as raised:
-        await guard.inspect(message, "alice", signed=True)
+        await guard.inspect(signed(message), "alice")
     assert raised.value.reason == "DATA_LOSS_BLOCKED"
 
 
@@ -378,7 +384,7 @@ async def test_a_redacted_message_arrives_without_the_data(mesh: Mesh, policy: P
 
 
 async def test_a_quarantined_message_waits_until_an_operator_lets_it_go(
-    mesh: Mesh, policy: Policy, redis: Redis
+    mesh: Mesh, policy: Policy, redis: Redis, told: Told
 ) -> None:
     policy.rule(pb.DATA_ACTION_QUARANTINE, name="cards")
     lease = await mesh.register("bob", metadata_=BOB)
@@ -394,7 +400,10 @@ async def test_a_quarantined_message_waits_until_an_operator_lets_it_go(
     assert len(await letters(mesh, ALICE)) == 1
     assert not await letters(mesh, BOB)
     assert await replayed(mesh, ALICE) == await replayed(mesh, BOB) == 0
+    assert not told.noted
     assert await replayed(mesh, OPERATOR) == 1
+    assert told.noted == [("quarantine.released", "operator", "agent/bob")]
+    assert {each.outcome for each in told.violations} == {"FAILED_PRECONDITION"}
     assert not await letters(mesh)
     async with mesh.connected("bob", lease_id=lease, metadata=BOB) as bob:
         delivery = await bob.delivery()

@@ -91,6 +91,7 @@ security.v1.SecurityService
   ListPermissions ListTokenKeys IssueToken GetIdentity CheckPermission:
   CreateApiKey ListApiKeys RotateApiKey RevokeApiKey RevokeToken GetSecurityReport:
   CreateIdentity UpdateIdentity ListIdentities DeleteIdentity: security_admin
+  ListMessageKeys: registry_read
   GrantPermissions RevokePermissions: security_admin
   CreateRole UpdateRole GetRole ListRoles DeleteRole: security_admin
   ApplyPolicy GetPolicy ListPolicyVersions ListIpBlocks DeleteIpBlock: security_admin

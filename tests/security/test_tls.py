@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import ssl
@@ -15,6 +16,8 @@ from typing import Any
 import grpc
 import pytest
 from click.testing import CliRunner
+from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from redis.asyncio import Redis
 
 from bxmesh.client.endpoint import resolve
@@ -22,6 +25,7 @@ from bxmesh.client.errors import InvalidInput
 from bxmesh.security.v1 import identity_pb2, security_service_pb2
 from bxmesh.security.v1.security_service_pb2_grpc import SecurityServiceStub
 from bxmesh.server.cli.tls import tls
+from bxmesh.server.doctor.network import check_server
 from bxmesh.server.listening import InsecureListenError, add_port
 from bxmesh.server.security.certificates import Authority, write_pair
 from bxmesh.server.security.guard import guard
@@ -45,6 +49,7 @@ async def secure(redis: Redis, state_dir: Path, **fields: Any) -> AsyncIterator[
     async with guard(settings, redis, ADMIN_KEY) as secured:
         server = grpc.aio.server(interceptors=secured.interceptors())
         offer(server, security_service_pb2, SecurityService(secured.mesh))
+        add_HealthServicer_to_server(HealthServicer(), server)
         address = add_port(server, "localhost:0", settings)
         await server.start()
         try:
@@ -189,6 +194,26 @@ async def test_new_certificates_are_taken_up(redis: Redis, tmp_path: Path) -> No
         (folder / "server.key").unlink()
         os.utime(folder / "server.pem", (2, 2))
         assert await served(address) == second
+
+
+async def test_the_doctor_asks_a_server_that_asks_for_certificates(
+    redis: Redis, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = init(short_dir, "--client", "alice")
+    settings = Settings(state_dir=short_dir, tls=True, tls_client_ca=folder / "ca.pem")
+    async with secure(redis, short_dir, tls_client_ca=folder / "ca.pem") as address:
+        running = {"pid": os.getpid(), "address": address, "tls": True}
+        (short_dir / "server.json").write_text(json.dumps(running))
+        (finding,) = await asyncio.to_thread(check_server, settings)
+        assert finding.level == "FAIL"
+        assert "BXMESH_CLIENT_CERTIFICATE" in finding.remedy
+        monkeypatch.setenv("BXMESH_CLIENT_CERTIFICATE", str(folder / "client-alice.pem"))
+        monkeypatch.setenv("BXMESH_CLIENT_KEY", str(folder / "client-alice.key"))
+        (finding,) = await asyncio.to_thread(check_server, settings)
+        assert finding.level == "OK"
+        monkeypatch.setenv("BXMESH_CLIENT_KEY", str(folder / "none.key"))
+        (finding,) = await asyncio.to_thread(check_server, settings)
+        assert "cannot be asked" in finding.message
 
 
 async def test_what_must_not_be_served_is_not(tmp_path: Path) -> None:

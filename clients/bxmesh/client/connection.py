@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import tenacity
@@ -13,10 +13,14 @@ import tenacity
 from bxmesh.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from bxmesh.client.endpoint import Endpoint
 from bxmesh.client.errors import Unavailable, from_rpc_error
+from bxmesh.client.signatures import SignatureMode, Signatures
 from bxmesh.client.trace import current_trace_id
 from bxmesh.client.tracing import tracing_interceptors
 from bxmesh.geometry.v1.geometry_service_pb2_grpc import GeometryServiceStub
 from bxmesh.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+
+if TYPE_CHECKING:
+    from bxmesh.signing import SigningKey
 
 __all__ = ["Connection", "Timeouts", "translated"]
 
@@ -81,13 +85,21 @@ def translated() -> Iterator[None]:
 class Connection:
     """A channel and its stubs. Every call ends when its coroutine does."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, retries: int) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        timeouts: Timeouts,
+        retries: int,
+        signing_key: SigningKey | None = None,
+        signatures: SignatureMode = "accept",
+    ) -> None:
         self.endpoint = endpoint
         self.timeouts = timeouts
         self.metadata: tuple[tuple[str, str], ...] = (
             (("authorization", f"Bearer {endpoint.api_key}"),) if endpoint.api_key else ()
         )
         self._retries = retries
+        self.signatures = Signatures(self, signing_key, signatures)
         self.channel = self._open()
         self.geometry = GeometryServiceStub(self.channel)
         # The generated stubs have no types for asyncio.

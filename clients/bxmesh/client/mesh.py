@@ -29,6 +29,8 @@ from bxmesh.client.models import (
 from bxmesh.client.options import GradientOptions, to_message
 from bxmesh.client.security import AsyncSecurity
 from bxmesh.client.sessions import AsyncSession
+from bxmesh.client.signatures import SignatureMode
+from bxmesh.client.signatures import signing_key as load_signing_key
 from bxmesh.client.trace import traced
 from bxmesh.client.values import Progress
 from bxmesh.geometry.v1 import gradients_pb2, model_pb2
@@ -63,6 +65,11 @@ class MeshOptions(TypedDict, total=False):
     """How long calls may take."""
     retries: int
     """How often calls are repeated while the mesh is unavailable."""
+    signing_key: str | Path | None
+    """The file of the private key that signs messages, `BXMESH_SIGNING_KEY`; None signs nothing."""
+    signatures: SignatureMode
+    """What is asked of messages that come: `accept` verifies those that are signed, `require`
+    refuses others, `ignore` looks at none."""
 
 
 class AsyncMesh(AgentCalls):
@@ -85,6 +92,8 @@ class AsyncMesh(AgentCalls):
         state_dir: str | Path | None = None,
         timeouts: Timeouts | None = None,
         retries: int = 4,
+        signing_key: str | Path | None = None,
+        signatures: SignatureMode = "accept",
     ) -> None:
         endpoint = resolve(
             address,
@@ -95,10 +104,13 @@ class AsyncMesh(AgentCalls):
             client_key=client_key,
             state_dir=state_dir,
         )
-        self._connection = Connection(endpoint, timeouts or Timeouts(), retries)
+        self._connection = Connection(
+            endpoint, timeouts or Timeouts(), retries, load_signing_key(signing_key), signatures
+        )
         self.bundles = AsyncBundles(self._connection)
-        self.security = AsyncSecurity(self._connection)
         """Bundles: upload, download, get, list, delete."""
+        self.security = AsyncSecurity(self._connection)
+        """Identities, keys, policies, violations and the audit log."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"

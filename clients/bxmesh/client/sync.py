@@ -18,6 +18,7 @@ from bxmesh.client.connection import Timeouts
 from bxmesh.client.mesh import AsyncMesh
 from bxmesh.client.security import AsyncSecurity
 from bxmesh.client.sessions import AsyncSession
+from bxmesh.client.signatures import SignatureMode
 from bxmesh.client.steps import Step
 from bxmesh.client.values import XrayValue
 
@@ -133,6 +134,8 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
         state_dir: str | Path | None = None,
         timeouts: Timeouts | None = None,
         retries: int = 4,
+        signing_key: str | Path | None = None,
+        signatures: SignatureMode = "accept",
     ) -> None:
         async def connect() -> AsyncMesh:
             return AsyncMesh(
@@ -145,6 +148,8 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
                 state_dir=state_dir,
                 timeouts=timeouts,
                 retries=retries,
+                signing_key=signing_key,
+                signatures=signatures,
             )
 
         loop = Loop()

@@ -176,6 +176,7 @@ async def _add_services(
             Router(LiveAgents(redis), CAPABILITIES[0]),
             SessionRecords(redis, settings.session_idle),
             secured.mesh.events,
+            secured.quotas,
         )
         names.append(offer(grpc_server, geometry_service_pb2, GeometryService(mesh)))
         _in_background(stack, lambda: _sweep(store))
@@ -197,6 +198,8 @@ async def _add_services(
                 secured.rules,
                 secured.data,
                 secured.circuits,
+                secured.signatures,
+                secured.quotas,
             )
         )
         names.append(offer(grpc_server, agent_service_pb2, agents))

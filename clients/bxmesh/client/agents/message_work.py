@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
-
-from google.protobuf.message import DecodeError
+from uuid import NAMESPACE_OID, uuid5
 
 from bxmesh.agent.v1 import delivery_pb2, message_pb2
 from bxmesh.client.agents import payloads
@@ -19,6 +18,7 @@ from bxmesh.client.agents.traces import carrier, processing
 from bxmesh.client.agents.verdicts import Verdict
 from bxmesh.client.errors import BxmeshError
 from bxmesh.client.names import invalid
+from bxmesh.client.signatures import SignatureRefused, Signatures
 
 if TYPE_CHECKING:
     from bxmesh.client.agents.agent import Agent
@@ -31,8 +31,11 @@ _log = logging.getLogger(__name__)
 class MessageWork:
     """Handles the messages of one agent."""
 
-    def __init__(self, agent: Agent[Any], handlers: Handlers, invoker: Invoker) -> None:
+    def __init__(
+        self, agent: Agent[Any], signatures: Signatures, handlers: Handlers, invoker: Invoker
+    ) -> None:
         self._agent = agent
+        self._signatures = signatures
         self._handlers = handlers
         self._invoker = invoker
         self._fallback = Handler("message", "*", type(agent).on_message, None, None, None, None)
@@ -40,16 +43,22 @@ class MessageWork:
     async def process(self, delivery: delivery_pb2.Delivery) -> Verdict:
         """Handles a message and says what became of it."""
         try:
-            envelope = _envelope(delivery)
-        except DecodeError as error:
+            envelope, signed_by = await self._signatures.verify(delivery.envelope)
+        except SignatureRefused as error:
+            _log.warning("%s", error)
             return Verdict.drop(error)
-        responses = _Responses(self._agent, envelope, direct=not delivery.delivery_id)
+        except BxmeshError as error:
+            return Verdict.retry(error)
+        responses = _Responses(
+            self._agent, self._signatures, envelope, direct=not delivery.delivery_id
+        )
         message = Message(
             envelope,
             attempt=delivery.attempt or 1,
             max_attempts=delivery.max_attempts,
             delivery_mode="durable" if delivery.delivery_id else "direct",
             entry_id=delivery.entry_id,
+            signed_by=signed_by,
             responder=responses.send,
         )
         handler = self._handlers.find("message", message.type) or self._fallback
@@ -83,11 +92,11 @@ class MessageWork:
         direct = message.delivery_mode == "direct"
         if direct or last or hopeless or not policy.retryable(error):
             _log.warning("%r is given up: %s", message, error, exc_info=_trace(error))
-            report = _report(message, error)
+            report = _report(message, error, self._agent.agent_id)
             if direct and report is not None:
                 await self._tell(report)
                 report = None
-            return Verdict.drop(error, report)
+            return Verdict.drop(error, report and await self._signatures.sign(report))
         _log.info("%r is tried again: %s", message, error, exc_info=_trace(error))
         after = error.after if isinstance(error, Retry) else None
         if after is None and handler.retry is not None:
@@ -114,9 +123,17 @@ class MessageWork:
 class _Responses:
     """The reply to a message: sent at once to a direct one, otherwise kept for the answer."""
 
-    def __init__(self, agent: Agent[Any], request: message_pb2.Envelope, *, direct: bool) -> None:
+    def __init__(
+        self,
+        agent: Agent[Any],
+        signatures: Signatures,
+        request: message_pb2.Envelope,
+        *,
+        direct: bool,
+    ) -> None:
         self.kept: message_pb2.Envelope | None = None
         self._agent = agent
+        self._signatures = signatures
         self._request = request
         self._direct = direct
         self._sent = False
@@ -127,9 +144,8 @@ class _Responses:
         self._sent = True
         request = self._request
         if not self._direct:
-            self.kept = message_pb2.Envelope(
-                message_type=message_type, payload=payload, trace_context=carrier()
-            )
+            answer = _answer(request, self._agent.agent_id, message_type, payload)
+            self.kept = await self._signatures.sign(answer)
             return
         await self._agent.mesh.send(
             request.reply_to or request.sender,
@@ -142,23 +158,27 @@ class _Responses:
         )
 
 
-def _envelope(delivery: delivery_pb2.Delivery) -> message_pb2.Envelope:
-    if delivery.HasField("signed_envelope"):
-        return message_pb2.Envelope.FromString(delivery.signed_envelope.envelope)
-    return delivery.envelope
+def _answer(
+    request: message_pb2.Envelope, agent_id: str, message_type: str, payload: message_pb2.Payload
+) -> message_pb2.Envelope:
+    """An answer, with the names that the mesh gives it too: it can be signed."""
+    return message_pb2.Envelope(
+        # The same however often the message is handled.
+        message_id=uuid5(NAMESPACE_OID, f"reply:{agent_id}:{request.message_id}").hex,
+        sender=agent_id,
+        recipient=request.reply_to or request.sender,
+        message_type=message_type,
+        payload=payload,
+        correlation_id=request.message_id,
+        conversation_id=request.conversation_id,
+        trace_context=carrier(),
+    )
 
 
-def _report(message: Message, error: Exception) -> message_pb2.Envelope | None:
+def _report(message: Message, error: Exception, agent_id: str) -> message_pb2.Envelope | None:
     if message.type == ERROR_REPORT or not message.reply_to:
         return None
-    return message_pb2.Envelope(
-        recipient=message.reply_to,
-        message_type=ERROR_REPORT,
-        payload=payloads.encode(to_status(error)),
-        correlation_id=message.id,
-        conversation_id=message.conversation_id,
-        trace_context=message.envelope.trace_context,
-    )
+    return _answer(message.envelope, agent_id, ERROR_REPORT, payloads.encode(to_status(error)))
 
 
 def _trace(error: Exception) -> Exception | None:

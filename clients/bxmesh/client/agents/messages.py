@@ -108,6 +108,8 @@ class Message:
     """How it came."""
     entry_id: str = ""
     """Where it stood in the mailbox; empty for a direct message."""
+    signed_by: str = ""
+    """The identity whose signature was verified; empty for none."""
     responder: Callable[[str, pb.Payload], Awaitable[None]] | None = field(default=None)
     """What sends its reply; None outside a handler."""
 

@@ -56,7 +56,7 @@ class Runtime:
         self._lease = Lease(connection, registration, self._describe, self.stop)
         invoker = Invoker(agent, handlers, self.stats)
         self._inbox = Inbox(
-            MessageWork(agent, handlers, invoker),
+            MessageWork(agent, connection.signatures, handlers, invoker),
             TaskWork(agent.agent_id, mesh, handlers, invoker),
             self.stats,
             agent.concurrency,

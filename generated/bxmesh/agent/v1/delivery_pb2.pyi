@@ -200,7 +200,8 @@ class Answer(_message.Message):
     @_builtins.property
     def reply(self) -> _message_pb2.Envelope:
         """A message that answers it, sent in the same step as the acknowledgement; not set for none. When it cannot be sent, for
-        a full mailbox say, the delivery is tried again.
+        a full mailbox say, the delivery is tried again. The server sets its names; in one that is signed, sender, recipient
+        and correlation_id must be those of an answer.
         """
 
     def __init__(
@@ -365,7 +366,6 @@ class Delivery(_message.Message):
 
     DELIVERY_ID_FIELD_NUMBER: _builtins.int
     ENVELOPE_FIELD_NUMBER: _builtins.int
-    SIGNED_ENVELOPE_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
@@ -388,10 +388,6 @@ class Delivery(_message.Message):
         """A message."""
 
     @_builtins.property
-    def signed_envelope(self) -> _message_pb2.Signature:
-        """A message as its sender signed it."""
-
-    @_builtins.property
     def task(self) -> _task_pb2.Task:
         """A task. Answer it with an acknowledgement when it has been reported by ReportTask as ended."""
 
@@ -412,7 +408,6 @@ class Delivery(_message.Message):
         *,
         delivery_id: _builtins.str = ...,
         envelope: _message_pb2.Envelope | None = ...,
-        signed_envelope: _message_pb2.Signature | None = ...,
         task: _task_pb2.Task | None = ...,
         attempt: _builtins.int = ...,
         max_attempts: _builtins.int = ...,
@@ -421,11 +416,11 @@ class Delivery(_message.Message):
         entry_id: _builtins.str = ...,
         last_trace_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "deadline", b"deadline", "envelope", b"envelope", "lease_expire_time", b"lease_expire_time", "signed_envelope", b"signed_envelope", "task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "deadline", b"deadline", "envelope", b"envelope", "lease_expire_time", b"lease_expire_time", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "content", b"content", "deadline", b"deadline", "delivery_id", b"delivery_id", "entry_id", b"entry_id", "envelope", b"envelope", "last_trace_context", b"last_trace_context", "lease_expire_time", b"lease_expire_time", "max_attempts", b"max_attempts", "signed_envelope", b"signed_envelope", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "content", b"content", "deadline", b"deadline", "delivery_id", b"delivery_id", "entry_id", b"entry_id", "envelope", b"envelope", "last_trace_context", b"last_trace_context", "lease_expire_time", b"lease_expire_time", "max_attempts", b"max_attempts", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["envelope", "signed_envelope", "task"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["envelope", "task"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 

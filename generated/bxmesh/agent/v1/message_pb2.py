@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62xmesh/agent/v1/message.proto\x12\x0f\x62xmesh.agent.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"@\n\x0bJsonPayload\x12\x17\n\x04json\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@\x12\x18\n\x06schema\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"l\n\x07Payload\x12(\n\x08protobuf\x18\x01 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x12,\n\x04json\x18\x02 \x01(\x0b\x32\x1c.bxmesh.agent.v1.JsonPayloadH\x00\x42\t\n\x07\x63ontent\"\xc2\x06\n\x08\x45nvelope\x12\x1c\n\nmessage_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12<\n\x06sender\x18\x02 \x01(\tB,\xbaH)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\xd8\x01\x01\x12?\n\trecipient\x18\x03 \x01(\tB,\xbaH)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\xd8\x01\x01\x12<\n\x0cmessage_type\x18\x04 \x01(\tB&\xbaH#r!2\x1f^[A-Za-z][A-Za-z0-9_.-]{0,127}$\x12)\n\x07payload\x18\x05 \x01(\x0b\x32\x18.bxmesh.agent.v1.Payload\x12\x35\n\x08priority\x18\x06 \x01(\x0e\x32\x19.bxmesh.agent.v1.PriorityB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12 \n\x0e\x63orrelation_id\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12!\n\x0f\x63onversation_id\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12>\n\x08reply_to\x18\t \x01(\tB,\xbaH)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\xd8\x01\x01\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12[\n\rtrace_context\x18\x0b \x03(\x0b\x32+.bxmesh.agent.v1.Envelope.TraceContextEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x08\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80@\x12P\n\x07headers\x18\x0c \x03(\x0b\x32&.bxmesh.agent.v1.Envelope.HeadersEntryB\x17\xbaH\x14\x9a\x01\x11\x10@\"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\x80\x08\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x33\n\x11TraceContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xaf\x01\n\tSignature\x12\x1c\n\x08\x65nvelope\x18\x01 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\x80\x02\x12\x19\n\x06key_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1a\n\tsignature\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h@\x12\x16\n\x05nonce\x18\x04 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\x12\x35\n\tsign_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"\xc7\x02\n\x12SendMessageRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12-\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x19.bxmesh.agent.v1.EnvelopeH\x00\x12\x35\n\x0fsigned_envelope\x18\x03 \x01(\x0b\x32\x1a.bxmesh.agent.v1.SignatureH\x00\x12>\n\rdelivery_mode\x18\x04 \x01(\x0e\x32\x1d.bxmesh.agent.v1.DeliveryModeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1a\n\x12hold_for_recipient\x18\x05 \x01(\x08\x12?\n\rreply_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c\x32\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xba\x01\n\x13SendMessageResponse\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\treceivers\x18\x03 \x01(\x05\x12\x0c\n\x04held\x18\x04 \x01(\x08\x12(\n\x05reply\x18\x05 \x01(\x0b\x32\x19.bxmesh.agent.v1.Envelope\x12\x13\n\x0bquarantined\x18\x06 \x01(\x08\"\xd6\x02\n\x17\x42roadcastMessageRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x33\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x19.bxmesh.agent.v1.EnvelopeB\x06\xbaH\x03\xc8\x01\x01\x12>\n\rdelivery_mode\x18\x03 \x01(\x0e\x32\x1d.bxmesh.agent.v1.DeliveryModeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12N\n\x0c\x63\x61pabilities\x18\x04 \x03(\tB8\xbaH5\x92\x01\x32\x10 \x18\x01\",r*\x18\x80\x01\x32%^[a-z][a-z0-9_]*(\\.[a-z][a-z0-9_]*)*$\x12@\n\nagent_type\x18\x05 \x01(\tB,\xbaH)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\xd8\x01\x01\x12\x16\n\x0einclude_sender\x18\x06 \x01(\x08\"r\n\x18\x42roadcastMessageResponse\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x12\n\nrecipients\x18\x02 \x01(\x05\x12\x19\n\x11refused_agent_ids\x18\x03 \x03(\t\x12\x13\n\x0bquarantined\x18\x04 \x01(\x08*b\n\x0c\x44\x65liveryMode\x12\x1d\n\x19\x44\x45LIVERY_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45LIVERY_MODE_DIRECT\x10\x01\x12\x19\n\x15\x44\x45LIVERY_MODE_DURABLE\x10\x02*u\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_MEDIUM\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03\x12\x15\n\x11PRIORITY_CRITICAL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62xmesh/agent/v1/message.proto\x12\x0f\x62xmesh.agent.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"@\n\x0bJsonPayload\x12\x17\n\x04json\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@\x12\x18\n\x06schema\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"l\n\x07Payload\x12(\n\x08protobuf\x18\x01 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x12,\n\x04json\x18\x02 \x01(\x0b\x32\x1c.bxmesh.agent.v1.JsonPayloadH\x00\x42\t\n\x07\x63ontent\"\xf1\x06\n\x08\x45nvelope\x12\x1c\n\nmessage_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12<\n\x06sender\x18\x02 \x01(\tB,\xbaH)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\xd8\x01\x01\x12?\n\trecipient\x18\x03 \x01(\tB,\xbaH)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\xd8\x01\x01\x12<\n\x0cmessage_type\x18\x04 \x01(\tB&\xbaH#r!2\x1f^[A-Za-z][A-Za-z0-9_.-]{0,127}$\x12)\n\x07payload\x18\x05 \x01(\x0b\x32\x18.bxmesh.agent.v1.Payload\x12\x35\n\x08priority\x18\x06 \x01(\x0e\x32\x19.bxmesh.agent.v1.PriorityB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12 \n\x0e\x63orrelation_id\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12!\n\x0f\x63onversation_id\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12>\n\x08reply_to\x18\t \x01(\tB,\xbaH)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\xd8\x01\x01\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12[\n\rtrace_context\x18\x0b \x03(\x0b\x32+.bxmesh.agent.v1.Envelope.TraceContextEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x08\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80@\x12P\n\x07headers\x18\x0c \x03(\x0b\x32&.bxmesh.agent.v1.Envelope.HeadersEntryB\x17\xbaH\x14\x9a\x01\x11\x10@\"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\x80\x08\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tsignature\x18\x0e \x01(\x0b\x32\x1a.bxmesh.agent.v1.Signature\x1a\x33\n\x11TraceContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xae\x01\n\tSignature\x12\x1b\n\x08\x65nvelope\x18\x01 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\x19\n\x06key_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1a\n\tsignature\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h@\x12\x16\n\x05nonce\x18\x04 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x10\x12\x35\n\tsign_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"\x9b\x02\n\x12SendMessageRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x33\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x19.bxmesh.agent.v1.EnvelopeB\x06\xbaH\x03\xc8\x01\x01\x12>\n\rdelivery_mode\x18\x04 \x01(\x0e\x32\x1d.bxmesh.agent.v1.DeliveryModeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1a\n\x12hold_for_recipient\x18\x05 \x01(\x08\x12?\n\rreply_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c\x32\x00J\x04\x08\x03\x10\x04R\x0fsigned_envelope\"\xba\x01\n\x13SendMessageResponse\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\treceivers\x18\x03 \x01(\x05\x12\x0c\n\x04held\x18\x04 \x01(\x08\x12(\n\x05reply\x18\x05 \x01(\x0b\x32\x19.bxmesh.agent.v1.Envelope\x12\x13\n\x0bquarantined\x18\x06 \x01(\x08\"\xd6\x02\n\x17\x42roadcastMessageRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x33\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x19.bxmesh.agent.v1.EnvelopeB\x06\xbaH\x03\xc8\x01\x01\x12>\n\rdelivery_mode\x18\x03 \x01(\x0e\x32\x1d.bxmesh.agent.v1.DeliveryModeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12N\n\x0c\x63\x61pabilities\x18\x04 \x03(\tB8\xbaH5\x92\x01\x32\x10 \x18\x01\",r*\x18\x80\x01\x32%^[a-z][a-z0-9_]*(\\.[a-z][a-z0-9_]*)*$\x12@\n\nagent_type\x18\x05 \x01(\tB,\xbaH)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\xd8\x01\x01\x12\x16\n\x0einclude_sender\x18\x06 \x01(\x08\"r\n\x18\x42roadcastMessageResponse\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x12\n\nrecipients\x18\x02 \x01(\x05\x12\x19\n\x11refused_agent_ids\x18\x03 \x03(\t\x12\x13\n\x0bquarantined\x18\x04 \x01(\x08*b\n\x0c\x44\x65liveryMode\x12\x1d\n\x19\x44\x45LIVERY_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45LIVERY_MODE_DIRECT\x10\x01\x12\x19\n\x15\x44\x45LIVERY_MODE_DURABLE\x10\x02*u\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_MEDIUM\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03\x12\x15\n\x11PRIORITY_CRITICAL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,7 +64,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENVELOPE'].fields_by_name['headers']._loaded_options = None
   _globals['_ENVELOPE'].fields_by_name['headers']._serialized_options = b'\272H\024\232\001\021\020@\"\006r\004\020\001\030?*\005r\003\030\200\010'
   _globals['_SIGNATURE'].fields_by_name['envelope']._loaded_options = None
-  _globals['_SIGNATURE'].fields_by_name['envelope']._serialized_options = b'\272H\007z\005\030\200\200\200\002'
+  _globals['_SIGNATURE'].fields_by_name['envelope']._serialized_options = b'\272H\006z\004\030\200\200@'
   _globals['_SIGNATURE'].fields_by_name['key_id']._loaded_options = None
   _globals['_SIGNATURE'].fields_by_name['key_id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_SIGNATURE'].fields_by_name['signature']._loaded_options = None
@@ -73,10 +73,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNATURE'].fields_by_name['nonce']._serialized_options = b'\272H\004z\002h\020'
   _globals['_SIGNATURE'].fields_by_name['sign_time']._loaded_options = None
   _globals['_SIGNATURE'].fields_by_name['sign_time']._serialized_options = b'\272H\003\310\001\001'
-  _globals['_SENDMESSAGEREQUEST'].oneofs_by_name['message']._loaded_options = None
-  _globals['_SENDMESSAGEREQUEST'].oneofs_by_name['message']._serialized_options = b'\272H\002\010\001'
   _globals['_SENDMESSAGEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_SENDMESSAGEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_SENDMESSAGEREQUEST'].fields_by_name['envelope']._loaded_options = None
+  _globals['_SENDMESSAGEREQUEST'].fields_by_name['envelope']._serialized_options = b'\272H\003\310\001\001'
   _globals['_SENDMESSAGEREQUEST'].fields_by_name['delivery_mode']._loaded_options = None
   _globals['_SENDMESSAGEREQUEST'].fields_by_name['delivery_mode']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_SENDMESSAGEREQUEST'].fields_by_name['reply_timeout']._loaded_options = None
@@ -91,28 +91,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BROADCASTMESSAGEREQUEST'].fields_by_name['capabilities']._serialized_options = b'\272H5\222\0012\020 \030\001\",r*\030\200\0012%^[a-z][a-z0-9_]*(\\.[a-z][a-z0-9_]*)*$'
   _globals['_BROADCASTMESSAGEREQUEST'].fields_by_name['agent_type']._loaded_options = None
   _globals['_BROADCASTMESSAGEREQUEST'].fields_by_name['agent_type']._serialized_options = b'\272H)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\330\001\001'
-  _globals['_DELIVERYMODE']._serialized_start=2342
-  _globals['_DELIVERYMODE']._serialized_end=2440
-  _globals['_PRIORITY']._serialized_start=2442
-  _globals['_PRIORITY']._serialized_end=2559
+  _globals['_DELIVERYMODE']._serialized_start=2344
+  _globals['_DELIVERYMODE']._serialized_end=2442
+  _globals['_PRIORITY']._serialized_start=2444
+  _globals['_PRIORITY']._serialized_end=2561
   _globals['_JSONPAYLOAD']._serialized_start=171
   _globals['_JSONPAYLOAD']._serialized_end=235
   _globals['_PAYLOAD']._serialized_start=237
   _globals['_PAYLOAD']._serialized_end=345
   _globals['_ENVELOPE']._serialized_start=348
-  _globals['_ENVELOPE']._serialized_end=1182
-  _globals['_ENVELOPE_TRACECONTEXTENTRY']._serialized_start=1083
-  _globals['_ENVELOPE_TRACECONTEXTENTRY']._serialized_end=1134
-  _globals['_ENVELOPE_HEADERSENTRY']._serialized_start=1136
-  _globals['_ENVELOPE_HEADERSENTRY']._serialized_end=1182
-  _globals['_SIGNATURE']._serialized_start=1185
-  _globals['_SIGNATURE']._serialized_end=1360
-  _globals['_SENDMESSAGEREQUEST']._serialized_start=1363
-  _globals['_SENDMESSAGEREQUEST']._serialized_end=1690
-  _globals['_SENDMESSAGERESPONSE']._serialized_start=1693
-  _globals['_SENDMESSAGERESPONSE']._serialized_end=1879
-  _globals['_BROADCASTMESSAGEREQUEST']._serialized_start=1882
-  _globals['_BROADCASTMESSAGEREQUEST']._serialized_end=2224
-  _globals['_BROADCASTMESSAGERESPONSE']._serialized_start=2226
-  _globals['_BROADCASTMESSAGERESPONSE']._serialized_end=2340
+  _globals['_ENVELOPE']._serialized_end=1229
+  _globals['_ENVELOPE_TRACECONTEXTENTRY']._serialized_start=1130
+  _globals['_ENVELOPE_TRACECONTEXTENTRY']._serialized_end=1181
+  _globals['_ENVELOPE_HEADERSENTRY']._serialized_start=1183
+  _globals['_ENVELOPE_HEADERSENTRY']._serialized_end=1229
+  _globals['_SIGNATURE']._serialized_start=1232
+  _globals['_SIGNATURE']._serialized_end=1406
+  _globals['_SENDMESSAGEREQUEST']._serialized_start=1409
+  _globals['_SENDMESSAGEREQUEST']._serialized_end=1692
+  _globals['_SENDMESSAGERESPONSE']._serialized_start=1695
+  _globals['_SENDMESSAGERESPONSE']._serialized_end=1881
+  _globals['_BROADCASTMESSAGEREQUEST']._serialized_start=1884
+  _globals['_BROADCASTMESSAGEREQUEST']._serialized_end=2226
+  _globals['_BROADCASTMESSAGERESPONSE']._serialized_start=2228
+  _globals['_BROADCASTMESSAGERESPONSE']._serialized_end=2342
 # @@protoc_insertion_point(module_scope)

@@ -199,6 +199,7 @@ class Envelope(_message.Message):
     TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
     """The name, unique; a sender may choose it (at most 128 characters), otherwise the server does. In a durable mailbox
     the same id is delivered as one message.
@@ -241,6 +242,13 @@ class Envelope(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the server accepted it; set by the server."""
 
+    @_builtins.property
+    def signature(self) -> Global___Signature:
+        """The message as its sender signed it; not set for one that is not signed. The sender writes the other fields in there:
+        what it says beside it is not looked at. The server shows them beside it, with what it sets itself: whoever verifies
+        the signature believes what is signed alone.
+        """
+
     def __init__(
         self,
         *,
@@ -257,10 +265,11 @@ class Envelope(_message.Message):
         trace_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        signature: Global___Signature | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "payload", b"payload", "signature", b"signature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "correlation_id", b"correlation_id", "create_time", b"create_time", "expire_time", b"expire_time", "headers", b"headers", "message_id", b"message_id", "message_type", b"message_type", "payload", b"payload", "priority", b"priority", "recipient", b"recipient", "reply_to", b"reply_to", "sender", b"sender", "trace_context", b"trace_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "correlation_id", b"correlation_id", "create_time", b"create_time", "expire_time", b"expire_time", "headers", b"headers", "message_id", b"message_id", "message_type", b"message_type", "payload", b"payload", "priority", b"priority", "recipient", b"recipient", "reply_to", b"reply_to", "sender", b"sender", "signature", b"signature", "trace_context", b"trace_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,7 +287,9 @@ class Signature(_message.Message):
     NONCE_FIELD_NUMBER: _builtins.int
     SIGN_TIME_FIELD_NUMBER: _builtins.int
     envelope: _builtins.bytes
-    """The serialised Envelope, exactly the bytes that are signed; at most 4 MiB."""
+    """The serialised Envelope, exactly the bytes that are signed, at most 1 MiB: with message_id, sender and message_type,
+    without a signature or anything that is not in this contract.
+    """
     key_id: _builtins.str
     """The identity's message key."""
     signature: _builtins.bytes
@@ -287,7 +298,7 @@ class Signature(_message.Message):
     """Never used before with this key, 16 bytes; a repetition is refused."""
     @_builtins.property
     def sign_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was signed. More than the server's clock tolerance away, it is refused."""
+        """When it was signed. More than five minutes away from the server's clock, it is refused."""
 
     def __init__(
         self,
@@ -314,7 +325,6 @@ class SendMessageRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ENVELOPE_FIELD_NUMBER: _builtins.int
-    SIGNED_ENVELOPE_FIELD_NUMBER: _builtins.int
     DELIVERY_MODE_FIELD_NUMBER: _builtins.int
     HOLD_FOR_RECIPIENT_FIELD_NUMBER: _builtins.int
     REPLY_TIMEOUT_FIELD_NUMBER: _builtins.int
@@ -331,10 +341,6 @@ class SendMessageRequest(_message.Message):
         """The message."""
 
     @_builtins.property
-    def signed_envelope(self) -> Global___Signature:
-        """The message, signed by its sender."""
-
-    @_builtins.property
     def reply_timeout(self) -> _duration_pb2.Duration:
         """How long to wait for a message that answers it, up to an hour; not set means not to wait. DEADLINE_EXCEEDED when
         none comes in time.
@@ -345,18 +351,15 @@ class SendMessageRequest(_message.Message):
         *,
         request_id: _builtins.str = ...,
         envelope: Global___Envelope | None = ...,
-        signed_envelope: Global___Signature | None = ...,
         delivery_mode: Global___DeliveryMode.ValueType = ...,
         hold_for_recipient: _builtins.bool = ...,
         reply_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "message", b"message", "reply_timeout", b"reply_timeout", "signed_envelope", b"signed_envelope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "reply_timeout", b"reply_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery_mode", b"delivery_mode", "envelope", b"envelope", "hold_for_recipient", b"hold_for_recipient", "message", b"message", "reply_timeout", b"reply_timeout", "request_id", b"request_id", "signed_envelope", b"signed_envelope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery_mode", b"delivery_mode", "envelope", b"envelope", "hold_for_recipient", b"hold_for_recipient", "reply_timeout", b"reply_timeout", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["envelope", "signed_envelope"]  # noqa: Y015
-    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SendMessageRequest: _TypeAlias = SendMessageRequest  # noqa: Y015
 

@@ -364,6 +364,54 @@ class GetIdentityResponse(_message.Message):
 Global___GetIdentityResponse: _TypeAlias = GetIdentityResponse  # noqa: Y015
 
 @_typing.final
+class ListMessageKeysRequest(_message.Message):
+    """ListMessageKeysRequest names an identity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_ID_FIELD_NUMBER: _builtins.int
+    identity_id: _builtins.str
+    """The identity; empty means the caller's own."""
+    def __init__(
+        self,
+        *,
+        identity_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_id", b"identity_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMessageKeysRequest: _TypeAlias = ListMessageKeysRequest  # noqa: Y015
+
+@_typing.final
+class ListMessageKeysResponse(_message.Message):
+    """ListMessageKeysResponse holds the keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def message_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___MessageKey]:
+        """The keys, those among them that have ended since a message was signed; none for an identity that is refused
+        everywhere.
+        """
+
+    def __init__(
+        self,
+        *,
+        message_keys: _abc.Iterable[Global___MessageKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_keys", b"message_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMessageKeysResponse: _TypeAlias = ListMessageKeysResponse  # noqa: Y015
+
+@_typing.final
 class ListIdentitiesRequest(_message.Message):
     """ListIdentitiesRequest asks for a page of identities in the order of their names."""
 

@@ -425,7 +425,9 @@ Global___ExecutionLimit: _TypeAlias = ExecutionLimit  # noqa: Y015
 
 @_typing.final
 class Quota(_message.Message):
-    """Quota bounds what an identity holds at a time. 0 means no limit."""
+    """Quota bounds what an identity holds at a time, on all servers together. 0 means no limit. What would be more gets
+    RESOURCE_EXHAUSTED: QUOTA_EXCEEDED, or TOO_MANY_STREAMS for streams.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -435,11 +437,15 @@ class Quota(_message.Message):
     MAX_QUEUED_MESSAGES_FIELD_NUMBER: _builtins.int
     MAX_OPEN_STREAMS_FIELD_NUMBER: _builtins.int
     max_bundle_bytes: _builtins.int
-    """Bytes of stored bundles."""
+    """Bytes of the bundles that it holds; content that it has stored twice counts once. Results of calculations count as
+    long as they are kept, and are never refused.
+    """
     max_open_tasks: _builtins.int
-    """Tasks and jobs that have not ended."""
+    """Tasks and jobs of its own that have not ended."""
     max_queued_messages: _builtins.int
-    """Messages that wait in its mailboxes."""
+    """What waits or is being handled in its mailbox and those of its agents together. Deliveries of tasks and replayed
+    messages count and are not refused; whoever sends a message too many gets RetryInfo.
+    """
     max_open_streams: _builtins.int
     """Streams open at a time, on all servers together."""
     @_builtins.property

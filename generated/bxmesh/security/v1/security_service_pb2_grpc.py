@@ -67,6 +67,11 @@ class SecurityServiceStub(object):
                 request_serializer=bxmesh_dot_security_dot_v1_dot_identity__pb2.DeleteIdentityRequest.SerializeToString,
                 response_deserializer=bxmesh_dot_security_dot_v1_dot_identity__pb2.DeleteIdentityResponse.FromString,
                 _registered_method=True)
+        self.ListMessageKeys = channel.unary_unary(
+                '/bxmesh.security.v1.SecurityService/ListMessageKeys',
+                request_serializer=bxmesh_dot_security_dot_v1_dot_identity__pb2.ListMessageKeysRequest.SerializeToString,
+                response_deserializer=bxmesh_dot_security_dot_v1_dot_identity__pb2.ListMessageKeysResponse.FromString,
+                _registered_method=True)
         self.GrantPermissions = channel.unary_unary(
                 '/bxmesh.security.v1.SecurityService/GrantPermissions',
                 request_serializer=bxmesh_dot_security_dot_v1_dot_identity__pb2.GrantPermissionsRequest.SerializeToString,
@@ -235,6 +240,13 @@ class SecurityServiceServicer(object):
 
     def DeleteIdentity(self, request, context):
         """DeleteIdentity deletes an identity with its keys and tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMessageKeys(self, request, context):
+        """ListMessageKeys returns the public keys that verify the messages of an identity.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -451,6 +463,11 @@ def add_SecurityServiceServicer_to_server(servicer, server):
                     servicer.DeleteIdentity,
                     request_deserializer=bxmesh_dot_security_dot_v1_dot_identity__pb2.DeleteIdentityRequest.FromString,
                     response_serializer=bxmesh_dot_security_dot_v1_dot_identity__pb2.DeleteIdentityResponse.SerializeToString,
+            ),
+            'ListMessageKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMessageKeys,
+                    request_deserializer=bxmesh_dot_security_dot_v1_dot_identity__pb2.ListMessageKeysRequest.FromString,
+                    response_serializer=bxmesh_dot_security_dot_v1_dot_identity__pb2.ListMessageKeysResponse.SerializeToString,
             ),
             'GrantPermissions': grpc.unary_unary_rpc_method_handler(
                     servicer.GrantPermissions,
@@ -721,6 +738,33 @@ class SecurityService(object):
             '/bxmesh.security.v1.SecurityService/DeleteIdentity',
             bxmesh_dot_security_dot_v1_dot_identity__pb2.DeleteIdentityRequest.SerializeToString,
             bxmesh_dot_security_dot_v1_dot_identity__pb2.DeleteIdentityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMessageKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bxmesh.security.v1.SecurityService/ListMessageKeys',
+            bxmesh_dot_security_dot_v1_dot_identity__pb2.ListMessageKeysRequest.SerializeToString,
+            bxmesh_dot_security_dot_v1_dot_identity__pb2.ListMessageKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,8 @@ class SecurityServiceStub:
     """ListIdentities lists identities in pages."""
     DeleteIdentity: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteIdentityRequest, _identity_pb2.DeleteIdentityResponse]
     """DeleteIdentity deletes an identity with its keys and tokens."""
+    ListMessageKeys: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListMessageKeysRequest, _identity_pb2.ListMessageKeysResponse]
+    """ListMessageKeys returns the public keys that verify the messages of an identity."""
     GrantPermissions: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GrantPermissionsRequest, _identity_pb2.GrantPermissionsResponse]
     """GrantPermissions gives roles and permissions. Nobody can give what they have not."""
     RevokePermissions: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RevokePermissionsRequest, _identity_pb2.RevokePermissionsResponse]
@@ -125,6 +127,8 @@ class SecurityServiceAsyncStub(SecurityServiceStub):
     """ListIdentities lists identities in pages."""
     DeleteIdentity: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteIdentityRequest, _identity_pb2.DeleteIdentityResponse]  # type: ignore[assignment]
     """DeleteIdentity deletes an identity with its keys and tokens."""
+    ListMessageKeys: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListMessageKeysRequest, _identity_pb2.ListMessageKeysResponse]  # type: ignore[assignment]
+    """ListMessageKeys returns the public keys that verify the messages of an identity."""
     GrantPermissions: _aio.UnaryUnaryMultiCallable[_identity_pb2.GrantPermissionsRequest, _identity_pb2.GrantPermissionsResponse]  # type: ignore[assignment]
     """GrantPermissions gives roles and permissions. Nobody can give what they have not."""
     RevokePermissions: _aio.UnaryUnaryMultiCallable[_identity_pb2.RevokePermissionsRequest, _identity_pb2.RevokePermissionsResponse]  # type: ignore[assignment]
@@ -226,6 +230,14 @@ class SecurityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.DeleteIdentityResponse, _abc.Awaitable[_identity_pb2.DeleteIdentityResponse]]:
         """DeleteIdentity deletes an identity with its keys and tokens."""
+
+    @_abc_1.abstractmethod
+    def ListMessageKeys(
+        self,
+        request: _identity_pb2.ListMessageKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListMessageKeysResponse, _abc.Awaitable[_identity_pb2.ListMessageKeysResponse]]:
+        """ListMessageKeys returns the public keys that verify the messages of an identity."""
 
     @_abc_1.abstractmethod
     def GrantPermissions(

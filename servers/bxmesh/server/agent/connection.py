@@ -65,7 +65,11 @@ _NO_CREDIT_SECONDS = (1.0, 3.0)
 # more.
 _MOST_SETTLING = 256
 _FAREWELL_SECONDS = 5.0
-_FORBIDDEN = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION)
+_FORBIDDEN = (
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.INVALID_ARGUMENT,
+)
 
 
 class Connection:

@@ -26,8 +26,12 @@ async def replay_letters(
     request: queue_pb2.ReplayDeadLettersRequest,
     mutation: Mutation,
     sees: Callable[[Letter], bool],
+    put_back: Callable[[Letter], None],
 ) -> queue_pb2.ReplayDeadLettersResponse:
-    """Puts letters that the caller sees back, oldest first; what comes meanwhile is left alone."""
+    """Puts letters that the caller sees back, oldest first; what comes meanwhile is left alone.
+
+    `put_back` is told of each.
+    """
     _require_something(request.filter)
     response = queue_pb2.ReplayDeadLettersResponse()
     if (first := await mutation.answered(response)) is not None:
@@ -37,9 +41,12 @@ async def replay_letters(
     remaining = 0
     batch: list[Letter] = []
 
-    async def put_back() -> None:
+    async def replay() -> None:
         nonlocal replayed, remaining
         results = await asyncio.gather(*(_replay(letter, mutation.name, limit) for letter in batch))
+        for letter, result in zip(batch, results, strict=True):
+            if result is Replayed.DONE:
+                put_back(letter)
         batch.clear()
         replayed += results.count(Replayed.DONE)
         kept = (Replayed.ENOUGH, Replayed.FULL, Replayed.FORGED)
@@ -56,8 +63,8 @@ async def replay_letters(
             batch.append(letter)
             # What turns out to be gone, or has no room, makes place for what follows.
             if len(batch) == _AT_ONCE or replayed + len(batch) >= limit:
-                await put_back()
-        await put_back()
+                await replay()
+        await replay()
     response.replayed, response.remaining = replayed, remaining
     return await mutation.settle(response)
 

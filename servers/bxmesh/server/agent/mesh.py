@@ -13,6 +13,8 @@ from bxmesh.server.interceptors import current_identity
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.security.data_loss import ALL_PASS, DataGuard
 from bxmesh.server.security.message_rules import ALL_ALLOWED, MessageRules
+from bxmesh.server.security.quotas import UNLIMITED, Quotas
+from bxmesh.server.security.signatures import UNVERIFIED, SignatureSource
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import WorkClient, WorkQueue
 from bxmesh.server.streams.bells import Bells
@@ -41,6 +43,10 @@ class AgentMesh:
     """Who may send what to whom."""
     data: DataGuard = ALL_PASS
     """What must not be sent."""
+    signatures: SignatureSource = UNVERIFIED
+    """Who signed what."""
+    quotas: Quotas = UNLIMITED
+    """How many tasks and messages identities may have."""
 
 
 def caller() -> str:

@@ -14,6 +14,7 @@ from bxmesh.registry.v1.agent_pb2 import AgentFilter
 from bxmesh.server.agent.mesh import AgentMesh, caller
 from bxmesh.server.agent.posting import (
     accept,
+    named_by_sender,
     post,
     post_direct,
     quarantine,
@@ -22,7 +23,7 @@ from bxmesh.server.agent.posting import (
 )
 from bxmesh.server.agent.replies import answer_of, answer_waiting, wait_for_answer
 from bxmesh.server.agent_selection import fits
-from bxmesh.server.errors import MeshError, deadline_exceeded, invalid_argument, unimplemented
+from bxmesh.server.errors import MeshError, deadline_exceeded, invalid_argument
 from bxmesh.server.security.data_loss import Verdict
 from bxmesh.server.streams import Ticket
 
@@ -42,8 +43,6 @@ class MessageRpcs:
         self, request: pb.SendMessageRequest, context: Context
     ) -> pb.SendMessageResponse:
         """Sends one message, and waits for its answer when asked to."""
-        if request.HasField("signed_envelope"):
-            raise unimplemented("This server takes no signed messages yet; send a plain one.")
         mesh, identity = self._mesh, caller()
         envelope = await accept(mesh, request.envelope, identity, request.request_id)
         response = pb.SendMessageResponse(
@@ -61,7 +60,7 @@ class MessageRpcs:
         if not known and (direct or not request.hold_for_recipient):
             raise unknown_recipient(envelope.recipient, may_hold=not direct)
         response.held = not known
-        once = bool(request.request_id or request.envelope.message_id)
+        once = named_by_sender(request)
         seconds = request.reply_timeout.ToNanoseconds() / 1e9
         if remaining := context.time_remaining():
             seconds = min(seconds, remaining)
@@ -132,9 +131,9 @@ class MessageRpcs:
     ) -> pb.BroadcastMessageResponse:
         """Sends a message to every live agent that fits."""
         mesh, identity = self._mesh, caller()
-        if request.envelope.recipient:
-            raise invalid_argument("envelope.recipient", "a broadcast has none")
         envelope = await accept(mesh, request.envelope, identity, request.request_id)
+        if envelope.recipient:
+            raise invalid_argument("envelope.recipient", "a broadcast has none")
         direct = request.delivery_mode == pb.DELIVERY_MODE_DIRECT
         held = None
         if not direct:
@@ -148,7 +147,7 @@ class MessageRpcs:
             and (request.include_sender or agent.agent_id != envelope.sender)
             and mesh.rules.allows(envelope.sender, agent.agent_id, envelope.message_type)
         ]
-        once = bool(request.request_id or request.envelope.message_id)
+        once = named_by_sender(request)
         most = _MOST_BYTES_AT_ONCE // max(1, envelope.ByteSize())
         room = asyncio.Semaphore(max(1, min(_AT_ONCE, most)))
 

@@ -16,13 +16,14 @@ from bxmesh.server.errors import (
     permission_denied,
 )
 from bxmesh.server.streams import Ticket
-from bxmesh.server.streams.mailboxes import MEDIUM, MESSAGE
+from bxmesh.server.streams.mailboxes import MEDIUM, MESSAGE, SharedAllowance
 from bxmesh.work.v1 import work_pb2
 
 __all__ = [
     "accept",
     "deadline_of",
     "finished",
+    "named_by_sender",
     "post",
     "post_direct",
     "quarantine",
@@ -33,6 +34,8 @@ __all__ = [
 
 MOST_ENVELOPE_BYTES = 1 << 20
 
+_SEND = "/bxmesh.agent.v1.AgentService/SendMessage"
+
 
 async def accept(
     mesh: AgentMesh, envelope: message_pb2.Envelope, identity: str, request_id: str
@@ -41,8 +44,9 @@ async def accept(
 
     The sender is never believed: it is an agent that the caller registered, or the caller.
     """
+    once = f"{identity}:{request_id}" if request_id else ""
     accepted = message_pb2.Envelope()
-    accepted.CopyFrom(envelope)
+    accepted.CopyFrom(await mesh.signatures.open(envelope, identity, once))
     require_small(accepted)
     accepted.sender = await _sender(mesh, accepted.sender, identity)
     if not accepted.message_id:
@@ -58,12 +62,22 @@ async def accept(
     return finished(accepted)
 
 
+def named_by_sender(
+    request: message_pb2.SendMessageRequest | message_pb2.BroadcastMessageRequest,
+) -> bool:
+    """Whether a message would have the same name if it were sent once more."""
+    message = request.envelope
+    return bool(request.request_id or message.message_id) or message.HasField("signature")
+
+
 def require_small(envelope: message_pb2.Envelope) -> None:
     """Raises MeshError INVALID_ARGUMENT (PAYLOAD_TOO_LARGE) for more than a message may have."""
-    if envelope.ByteSize() > MOST_ENVELOPE_BYTES:
+    # In a signature it is once more.
+    size = envelope.ByteSize() - envelope.signature.ByteSize()
+    if size > MOST_ENVELOPE_BYTES:
         raise invalid_argument(
             "envelope.payload",
-            f"the message has {envelope.ByteSize()} bytes, {MOST_ENVELOPE_BYTES} are the most;"
+            f"the message has {size} bytes, {MOST_ENVELOPE_BYTES} are the most;"
             " upload a bundle and send its name",
             reason="PAYLOAD_TOO_LARGE",
         )
@@ -130,20 +144,34 @@ async def post(
     """Puts a message into its recipient's mailbox; with `once` its name is remembered, so that it is
     one message however often it is sent."""
     limits = [each for each in (deadline_of(envelope), deadline) if each is not None]
-    ticket = await mesh.mailboxes.put(
-        envelope.recipient,
-        MESSAGE,
-        envelope,
-        priority=envelope.priority or MEDIUM,
-        item_id=item_id,
-        request_id=_name(envelope, identity) if once else "",
-        reply_to=reply_to,
-        deadline=min(limits, default=None),
-        identity=identity,
-    )
+    resource = f"agent/{envelope.recipient}"
+    with mesh.quotas.telling(identity, _SEND, resource=resource):
+        ticket = await mesh.mailboxes.put(
+            envelope.recipient,
+            MESSAGE,
+            envelope,
+            priority=envelope.priority or MEDIUM,
+            item_id=item_id,
+            request_id=_name(envelope, identity) if once else "",
+            reply_to=reply_to,
+            deadline=min(limits, default=None),
+            identity=identity,
+            shared=await _allowance(mesh, envelope.recipient),
+        )
     if not ticket.repeated:
         mesh.activity.accepted(envelope)
     return ticket
+
+
+async def _allowance(mesh: AgentMesh, agent_id: str) -> SharedAllowance | None:
+    """How much may wait in all mailboxes of whoever has this one; None for any number."""
+    if not mesh.quotas.bounds("max_queued_messages"):
+        return None
+    owner = await mesh.directory.owner(agent_id)
+    allowance = mesh.quotas.allowance("max_queued_messages", owner)
+    if allowance is None:
+        return None
+    return SharedAllowance(allowance, lambda: mesh.directory.owned_by(owner))
 
 
 async def quarantine(

@@ -40,8 +40,14 @@ class QueueRpcs:
     ) -> pb.ReplayDeadLettersResponse:
         """Puts dead letters back to where they came from."""
         mutation = self._mutation("ReplayDeadLetters", request.request_id)
+        identity_id = caller()
+
+        def tell(letter: Letter) -> None:
+            if letter.quarantined:
+                self._mesh.data.released(letter.agent_id, identity_id)
+
         return await replay_letters(
-            self._queues, self._mesh.tasks.store, request, mutation, await self._releases()
+            self._queues, self._mesh.tasks.store, request, mutation, await self._releases(), tell
         )
 
     async def PurgeDeadLetters(

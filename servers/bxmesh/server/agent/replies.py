@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from google.protobuf import any_pb2
@@ -11,7 +12,7 @@ from bxmesh.agent.v1 import message_pb2
 from bxmesh.server.agent.deliveries import envelope_of
 from bxmesh.server.agent.mesh import AgentMesh
 from bxmesh.server.agent.posting import finished, post, quarantine, require_small
-from bxmesh.server.errors import MeshError
+from bxmesh.server.errors import MeshError, invalid_argument
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.entries import HeldEntry
 from bxmesh.server.streams.mailbox_scripts import ANSWER
@@ -27,17 +28,27 @@ async def reply_to_delivery(
     """Sends the answer to a message that is about to be acknowledged.
 
     Returns it packed when whoever sent the message waits for it: then it is the outcome. Otherwise
-    it is in a mailbox when this returns, under a name that makes a repetition harmless. Raises
-    MeshError PERMISSION_DENIED, or FAILED_PRECONDITION, for an answer that may not go.
+    it is in a mailbox when this returns, under a name that makes a repetition harmless; whoever
+    signs an answer chooses that name. Raises MeshError PERMISSION_DENIED, FAILED_PRECONDITION or
+    INVALID_ARGUMENT for an answer that may not go.
     """
     if held.item.kind != MESSAGE:
         return None
     request = envelope_of(held)
-    reply.sender = request.recipient
-    reply.recipient = request.reply_to or request.sender
-    reply.correlation_id = request.message_id
-    reply.conversation_id = reply.conversation_id or request.conversation_id
-    reply.message_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"reply:{held.item.item_id}"))
+    name = f"reply:{held.item.item_id}"
+    reply = await mesh.signatures.open(reply, identity, name)
+    names = {
+        "sender": request.recipient,
+        "recipient": request.reply_to or request.sender,
+        "correlation_id": request.message_id,
+    }
+    if reply.HasField("signature"):
+        _require_signed(reply, names)
+    else:
+        for field, value in names.items():
+            setattr(reply, field, value)
+        reply.conversation_id = reply.conversation_id or request.conversation_id
+        reply.message_id = str(uuid.uuid5(uuid.NAMESPACE_OID, name))
     reply = finished(reply)
     require_small(reply)
     if reply.recipient != request.sender:
@@ -55,6 +66,15 @@ async def reply_to_delivery(
     if not await answer_waiting(mesh, reply) and await mesh.directory.find(reply.recipient):
         await post(mesh, reply, identity, once=True)
     return None
+
+
+def _require_signed(reply: message_pb2.Envelope, names: Mapping[str, str]) -> None:
+    for name, value in names.items():
+        if getattr(reply, name) != value:
+            raise invalid_argument(
+                f"reply.signature.envelope.{name}",
+                f"the answer to this message must have {value!r}",
+            )
 
 
 class _Waiter(NamedTuple):

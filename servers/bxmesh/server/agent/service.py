@@ -24,6 +24,8 @@ from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.security.circuit_breakers import ALL_CLOSED, CircuitBreakers
 from bxmesh.server.security.data_loss import ALL_PASS, DataGuard
 from bxmesh.server.security.message_rules import ALL_ALLOWED, MessageRules
+from bxmesh.server.security.quotas import UNLIMITED, Quotas
+from bxmesh.server.security.signatures import UNVERIFIED, SignatureSource
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import WorkClient, WorkQueue
 from bxmesh.server.streams.bells import Bells
@@ -46,6 +48,8 @@ async def agent_service(
     rules: MessageRules = ALL_ALLOWED,
     data: DataGuard = ALL_PASS,
     circuits: CircuitBreakers = ALL_CLOSED,
+    signatures: SignatureSource = UNVERIFIED,
+    quotas: Quotas = UNLIMITED,
 ) -> AsyncIterator[AgentService]:
     """A service with all that it needs, within a block."""
     mailboxes = Mailboxes(redis, settings.mailbox_options)
@@ -69,6 +73,8 @@ async def agent_service(
             activity,
             rules,
             data,
+            signatures,
+            quotas,
         )
         async with AgentService(mesh) as service:
             yield service

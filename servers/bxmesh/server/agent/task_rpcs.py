@@ -15,6 +15,7 @@ from bxmesh.server.agent.task_watch import follow
 from bxmesh.server.errors import MeshError, invalid_argument, permission_denied
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.open_streams import OpenStreams
+from bxmesh.server.security.addresses import address_of
 from bxmesh.server.security.identities import Identity
 from bxmesh.server.security.ownership import may_change, sees, shared_team
 from bxmesh.server.security.permissions import capability_permission
@@ -26,6 +27,7 @@ from bxmesh.server.tasks.store import Parent
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+_ASSIGN = "/bxmesh.agent.v1.AgentService/AssignTask"
 _MOST_BYTES = 1 << 20
 _STOPPED = (pb.TASK_STATE_CANCELLED, pb.TASK_STATE_TIMED_OUT)
 
@@ -46,15 +48,18 @@ class TaskRpcs:
         _check_size("spec", spec)
         trace: dict[str, str] = {}
         telemetry.inject(trace)
-        record = await self._mesh.tasks.assign(
-            spec,
-            identity.id,
-            team=shared_team(identity, spec.visibility),
-            parent=await self._parent(spec.parent_task_id, identity),
-            wait_for_agent=request.wait_for_agent,
-            trace_context=trace,
-            request_id=request.request_id,
-        )
+        quotas, address = self._mesh.quotas, address_of(context.peer())
+        with quotas.telling(identity.id, _ASSIGN, address=address):
+            record = await self._mesh.tasks.assign(
+                spec,
+                identity.id,
+                team=shared_team(identity, spec.visibility),
+                parent=await self._parent(spec.parent_task_id, identity),
+                wait_for_agent=request.wait_for_agent,
+                trace_context=trace,
+                request_id=request.request_id,
+                allowance=quotas.allowance("max_open_tasks", identity.id),
+            )
         return pb.AssignTaskResponse(task=record.task())
 
     async def _parent(self, task_id: str, identity: Identity) -> Parent | None:

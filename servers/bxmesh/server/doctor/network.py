@@ -13,7 +13,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bxmesh.client.endpoint import find_server
+from bxmesh.client.endpoint import find_server, resolve
+from bxmesh.client.errors import BxmeshError
 from bxmesh.server.doctor.findings import Finding, fail, ok, warn
 from bxmesh.server.doctor.port_owner import port_owner
 from bxmesh.server.health import REDIS, SERVING, STORAGE, WORKERS
@@ -61,12 +62,10 @@ def check_socket_paths(settings: Settings) -> list[Finding]:
 def _health(address: str, tls: bool, settings: Settings) -> Finding:
     pid = json.loads((settings.state_dir / SERVER_FILE).read_text())["pid"]
     where = f"process {pid} on {address}"
-    if tls:
-        trust = settings.tls_client_ca or _certificate(settings)
-        credentials = grpc.ssl_channel_credentials(trust.read_bytes() if trust else None)
-        channel = grpc.secure_channel(address, credentials)
-    else:
-        channel = grpc.insecure_channel(address)
+    try:
+        channel = _channel(address, tls, settings)
+    except BxmeshError as error:
+        return fail("server", f"{where} cannot be asked: {error.message}", "Mend that.")
     stub: Any = health_pb2_grpc.HealthStub(channel)
     try:
         if _serves(stub, ""):
@@ -74,11 +73,26 @@ def _health(address: str, tls: bool, settings: Settings) -> Finding:
         ill = [name for name in (REDIS, STORAGE, WORKERS) if not _serves(stub, name)]
     except grpc.RpcError as error:
         message = f"{where} does not answer: {error.code().name}"
-        return fail("server", message, f"Look at its log; if it hangs, run: kill {pid}")
+        remedy = f"Look at its log; if it hangs, run: kill {pid}"
+        if tls and settings.tls_client_ca:
+            remedy = f"Set BXMESH_CLIENT_CERTIFICATE and BXMESH_CLIENT_KEY, for it asks. {remedy}"
+        return fail("server", message, remedy)
     finally:
         channel.close()
     remedy = "Look at its log; workers need some seconds after a start."
     return fail("server", f"{where}, not serving; not well: {', '.join(ill) or 'unknown'}", remedy)
+
+
+def _channel(address: str, tls: bool, settings: Settings) -> grpc.Channel:
+    """As a client of this machine would open it; raises BxmeshError for certificates of no use."""
+    certificate = _certificate(settings)
+    trusted = os.environ.get("BXMESH_ROOT_CERTIFICATES") or settings.tls_client_ca or certificate
+    endpoint = resolve(
+        address, tls=tls, root_certificates=trusted if tls else None, state_dir=settings.state_dir
+    )
+    if endpoint.credentials is None:
+        return grpc.insecure_channel(address)
+    return grpc.secure_channel(address, endpoint.credentials)
 
 
 def _serves(stub: Any, name: str) -> bool:

@@ -42,6 +42,8 @@ class ViolationEvent:
     action: str = ""
     """The full method, or the capability of the work."""
     resource: str = ""
+    outcome: str = ""
+    """The name of a canonical status code; empty for that of the kind."""
 
 
 class SecurityEvents(Protocol):

@@ -37,9 +37,11 @@ from .mesh import SecurityMesh
 from .message_rules import MessageRules
 from .mirror import Mirror
 from .policies import Policies
+from .quotas import Quotas
 from .rate_limits import RateLimiter
 from .recorder import Recorder, tell_forged_entry
 from .records import Records
+from .signatures import Signatures
 from .stream_quota import StreamQuota
 from .token_keys import TokenKeys
 from .tokens import TokenAuthenticator, Tokens
@@ -60,6 +62,8 @@ class Guard:
     rules: MessageRules
     data: DataGuard
     circuits: CircuitBreakers
+    signatures: Signatures
+    quotas: Quotas
 
     def interceptors(self, activity: Activity = OFF) -> list[Interceptor]:
         """Returns the interceptors of a server, outermost first."""
@@ -133,6 +137,8 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
                     rules=MessageRules(policies, recorder),
                     data=DataGuard(policies, recorder),
                     circuits=circuits,
+                    signatures=Signatures(redis, directory, policies, recorder),
+                    quotas=Quotas(policies, directory.roles_of, recorder),
                 )
             finally:
                 await end_tasks(watch)

@@ -102,6 +102,15 @@ class IdentityRpcs:
         answer.identity.revision = revision
         return answer
 
+    async def ListMessageKeys(
+        self, request: pb.ListMessageKeysRequest, context: Context
+    ) -> pb.ListMessageKeysResponse:
+        """Returns the public keys that verify the messages of an identity."""
+        record = self._identity_of(request.identity_id or current_identity().id)
+        return pb.ListMessageKeysResponse(
+            message_keys=() if record.disabled else record.message_keys
+        )
+
     async def GrantPermissions(
         self, request: pb.GrantPermissionsRequest, context: Context
     ) -> pb.GrantPermissionsResponse:

@@ -176,6 +176,7 @@ METHODS: Mapping[str, Rule] = MappingProxyType(
         "security.v1.SecurityService",
         {
             "ListPermissions ListTokenKeys IssueToken": Rule(),
+            "ListMessageKeys": "registry_read",
             "GetIdentity CheckPermission CreateApiKey ListApiKeys RotateApiKey RevokeApiKey "
             "RevokeToken": Rule((), _OTHERS_SECURITY),
             "CreateIdentity UpdateIdentity ListIdentities DeleteIdentity GrantPermissions "

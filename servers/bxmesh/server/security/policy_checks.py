@@ -83,12 +83,6 @@ def _complaints(policy: Policy) -> Iterator[tuple[str, str]]:
     for name in _NOT_ENFORCED:
         if getattr(policy, name):
             yield f"policy.{name}", "is not enforced by this version; leave it out"
-    if policy.signing_mode:
-        yield "policy.signing_mode", "is not enforced by this version; leave it out"
-    for index, quota in enumerate(policy.quotas):
-        for name in ("max_bundle_bytes", "max_open_tasks", "max_queued_messages"):
-            if getattr(quota, name, 0):
-                yield f"policy.quotas[{index}].{name}", "is not enforced by this version"
 
 
 def _of_rate_limit(limit: RateLimit, field: str) -> Iterator[tuple[str, str]]:

@@ -184,7 +184,7 @@ def _line(waiting: _Waiting) -> AuditEvent:
         event.address,
         event.action,
         event.resource,
-        outcome,
+        event.outcome or outcome,
         {"rule": event.rule, **details},
     )
 

@@ -54,7 +54,7 @@ class MessageCalls:
         with sending(message_type, recipient):
             request = pb.SendMessageRequest(
                 request_id=uuid4().hex,
-                envelope=envelope(recipient, message_type, payload, options),
+                envelope=await self._signed(envelope(recipient, message_type, payload, options)),
                 delivery_mode=DELIVERY_MODES.number(mode),
                 hold_for_recipient=hold,
             )
@@ -80,15 +80,15 @@ class MessageCalls:
     ) -> Message:
         """Sends a message and returns the message that answers it.
 
-        Raises DeadlineExceeded when none comes within the timeout, in seconds, and the handler's
-        error when it failed for good.
+        Raises DeadlineExceeded when none comes within the timeout, in seconds, the handler's error
+        when it failed for good, and PermissionDenied for an answer whose signature is not good.
         """
         seconds = timeout or self._connection.timeouts.unary
         deadline = time.monotonic() + seconds + _GRACE_SECONDS
         with sending(message_type, recipient):
             request = pb.SendMessageRequest(
                 request_id=uuid4().hex,
-                envelope=envelope(recipient, message_type, payload, options),
+                envelope=await self._signed(envelope(recipient, message_type, payload, options)),
                 delivery_mode=DELIVERY_MODES.number(mode),
                 hold_for_recipient=hold,
                 reply_timeout=to_duration(seconds),
@@ -104,7 +104,8 @@ class MessageCalls:
                 return response
 
             response = await self._connection.retried(call)
-        reply = Message(response.reply, delivery_mode=mode)
+        signed = await self._connection.signatures.verify(response.reply)
+        reply = Message(signed.envelope, delivery_mode=mode, signed_by=signed.signed_by)
         if reply.type == ERROR_REPORT:
             raise from_status(reply.read(status_pb2.Status))
         return reply
@@ -124,7 +125,7 @@ class MessageCalls:
         with sending(message_type, "*"):
             request = pb.BroadcastMessageRequest(
                 request_id=uuid4().hex,
-                envelope=envelope("", message_type, payload, options),
+                envelope=await self._signed(envelope("", message_type, payload, options)),
                 delivery_mode=DELIVERY_MODES.number(mode),
                 capabilities=capabilities,
                 agent_type=agent_type,
@@ -139,6 +140,9 @@ class MessageCalls:
             tuple(response.refused_agent_ids),
             response.quarantined,
         )
+
+    async def _signed(self, message: pb.Envelope) -> pb.Envelope:
+        return await self._connection.signatures.sign(message)
 
 
 # The mesh says itself that no reply came; the call's own deadline is for a mesh that is silent.

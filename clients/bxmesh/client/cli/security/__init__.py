@@ -17,6 +17,7 @@ _COMMANDS = {
     "roles": (f"{_HERE}.roles", "See, make and change roles, and see what permissions there are."),
     "keys": (f"{_HERE}.keys", "Make, see, rotate and revoke API keys."),
     "tokens": (f"{_HERE}.tokens", "Issue and revoke short-lived tokens."),
+    "signing": (f"{_HERE}.signing", "Make, see and remove the keys that sign messages."),
     "policy": (f"{_HERE}.policy", "See the policy in force and those before it."),
     "apply": (f"{_HERE}.policy", "Put a policy into force, after showing what changes."),
     "blocks": (f"{_HERE}.policy", "See addresses that are refused for a while, and admit them."),

@@ -63,6 +63,9 @@ message_permissions:
 quotas:
   - identities: [reader]
     max_open_streams: 100
+  - max_bundle_bytes: 100000000000
+    max_open_tasks: 10000
+    max_queued_messages: 50000
 # Who fails so often in a row gets no tasks for a while, then one at a time; the first that fits counts.
 circuit_breakers:
   - target: "agent/*"

@@ -10,7 +10,7 @@ from bxmesh.agent.v1.message_pb2 import Envelope
 from bxmesh.security.v1 import policy_pb2, violation_pb2
 from bxmesh.server.errors import MeshError, failed_precondition, permission_denied
 
-from ..events import IGNORED, SecurityEvents, ViolationEvent
+from ..events import IGNORED, AuditEvent, SecurityEvents, ViolationEvent
 from ..policy_source import NO_POLICY, PolicySource
 from .content import Content, read
 from .finding import Found, find
@@ -31,6 +31,11 @@ _SEVERITIES = {
     policy_pb2.DATA_ACTION_REDACT: violation_pb2.SEVERITY_MEDIUM,
     policy_pb2.DATA_ACTION_QUARANTINE: violation_pb2.SEVERITY_HIGH,
     policy_pb2.DATA_ACTION_BLOCK: violation_pb2.SEVERITY_HIGH,
+}
+
+_OUTCOMES = {
+    policy_pb2.DATA_ACTION_QUARANTINE: "FAILED_PRECONDITION",
+    policy_pb2.DATA_ACTION_BLOCK: "PERMISSION_DENIED",
 }
 
 
@@ -70,9 +75,7 @@ class DataGuard:
         self._version = -1
         self._rules: list[Rule] = []
 
-    async def inspect(
-        self, envelope: Envelope, identity_id: str, *, signed: bool = False
-    ) -> Verdict:
+    async def inspect(self, envelope: Envelope, identity_id: str) -> Verdict:
         """Returns what becomes of a message; one that is signed cannot be changed.
 
         Raises MeshError PERMISSION_DENIED (DATA_LOSS_BLOCKED) for one that is refused.
@@ -84,13 +87,19 @@ class DataGuard:
         if not rules:
             return Verdict(envelope)
         if envelope.ByteSize() > _MOST_BYTES_AT_ONCE:
-            findings = await asyncio.to_thread(_look, envelope, rules, signed)
+            findings = await asyncio.to_thread(_look, envelope, rules)
         else:
-            findings = _look(envelope, rules, signed)
+            findings = _look(envelope, rules)
         if not findings.hits:
             return Verdict(envelope)
         self._tell(envelope, identity_id, findings)
         return _verdict(envelope, findings)
+
+    def released(self, agent_id: str, identity_id: str) -> None:
+        """Tells that somebody let a message out of quarantine."""
+        self._events.note(
+            AuditEvent("quarantine.released", identity_id, resource=f"agent/{agent_id}")
+        )
 
     def _tell(self, envelope: Envelope, identity_id: str, findings: _Findings) -> None:
         done = policy_pb2.DataAction.Name(findings.action).removeprefix("DATA_ACTION_")
@@ -106,6 +115,7 @@ class DataGuard:
                     # A name may be what must not get out.
                     action="" if findings.named else envelope.message_type,
                     resource=f"agent/{envelope.recipient}" if envelope.recipient else "",
+                    outcome=_OUTCOMES.get(findings.action, "OK"),
                 )
             )
 
@@ -114,7 +124,7 @@ ALL_PASS = DataGuard(NO_POLICY, IGNORED)
 """The guard where there is no policy."""
 
 
-def _look(envelope: Envelope, rules: Sequence[Rule], signed: bool) -> _Findings:
+def _look(envelope: Envelope, rules: Sequence[Rule]) -> _Findings:
     content = read(envelope)
     found = {rule.key: find(rule.finder, content.text) for rule in rules}
     hits = tuple(
@@ -125,6 +135,7 @@ def _look(envelope: Envelope, rules: Sequence[Rule], signed: bool) -> _Findings:
     strictest = max((rule for rule, _ in hits), key=lambda rule: BY_STRICTNESS.index(rule.action))
     action, changed = strictest.action, None
     if action == policy_pb2.DATA_ACTION_REDACT:
+        signed = envelope.HasField("signature")
         changed = None if signed else _redacted(envelope, content, hits)
         if changed is None:
             # What cannot be taken out must not go.

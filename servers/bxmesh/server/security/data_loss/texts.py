@@ -46,6 +46,7 @@ def visit(envelope: Envelope, visitor: Visitor) -> None:
     """Shows a visitor all texts of a message that a sender writes freely, and changes them."""
     for name in NAMES:
         visitor.fixed(name, getattr(envelope, name).encode())
+    visitor.fixed("signature.key_id", envelope.signature.key_id.encode())
     for key in sorted(envelope.trace_context):
         if not _TRACEPARENT.fullmatch(envelope.trace_context[key]):
             visitor.fixed("trace_context", f"{key}={envelope.trace_context[key]}".encode())
