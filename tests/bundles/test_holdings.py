@@ -75,6 +75,19 @@ def test_content_counts_once_and_for_each_holder(store: BundleStore, tmp_path: P
     assert marks(tmp_path, "bob") == set()
 
 
+def test_what_another_process_changes_is_seen(store: BundleStore, tmp_path: Path) -> None:
+    other = open_store(tmp_path)
+    for _ in range(2):
+        store.put(b"1234", MAP, holder=ANN, allowance=allowed(4))
+        with too_much():
+            other.put(b"5678", MAP, holder=ANN, allowance=allowed(4))
+        other.delete(name_of(b"1234"), holder="ann")
+        other.put(b"5678", MAP, holder=ANN, allowance=allowed(4))
+        with too_much():
+            store.put(b"1234", MAP, holder=ANN, allowance=allowed(4))
+        store.delete(name_of(b"5678"), holder="ann")
+
+
 def test_what_has_expired_makes_room(store: BundleStore, tmp_path: Path) -> None:
     store.put(b"1234", MAP, holder=ANN, lifetime=MOMENT)
     time.sleep(0.002)

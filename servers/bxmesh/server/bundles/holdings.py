@@ -2,14 +2,15 @@
 
 The description of a bundle is the truth. A mark in the index is made before it is described as
 held and removed after it no longer is, both under the lock of its shard; so what a process that
-was killed leaves is a mark too many, which counts for nothing until a sweep removes it.
+was killed leaves is a mark too many, until a sweep removes it. To count is to list the marks: the
+size of content never changes and its end only moves away, so each description is read once.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from bxmesh.geometry.v1.bundle_pb2 import Bundle, BundleHolder
@@ -19,12 +20,16 @@ from .directory import StoreDirectory, digest_of
 
 __all__ = ["Holdings"]
 
+_MOST_KNOWN = 200_000
+
 
 class Holdings:
     """The bundles of each holder in a store."""
 
     def __init__(self, directory: StoreDirectory) -> None:
         self._directory = directory
+        self._known: dict[tuple[str, str], tuple[int, int]] = {}
+        """The sizes of what is held, and when it ends in Unix nanoseconds, by holder and digest."""
 
     def mark(self, bundle: Bundle) -> None:
         """Notes who holds a bundle, or is about to. Needs the shard's lock."""
@@ -52,10 +57,10 @@ class Holdings:
         """
         if allowance is None:
             return lambda size: None
-        bundles = {bundle.bundle_id: bundle.size_bytes for bundle in self._of(allowance)}
-        if bundle_id in bundles:
+        sizes = self._sizes(allowance.identity_id)
+        if bundle_id.removeprefix("sha256:") in sizes:
             return lambda size: None
-        held = sum(bundles.values())
+        held = sum(sizes.values())
 
         def check(size: int) -> None:
             if held + size > allowance.most:
@@ -86,13 +91,25 @@ class Holdings:
                     if self._held(folder.name, path.name) is None:
                         path.unlink(missing_ok=True)
 
-    def _of(self, allowance: Allowance) -> Iterator[Bundle]:
-        folder = self._directory.holders / allowance.identity_id
-        with suppress(FileNotFoundError):
-            for path in folder.iterdir():
-                bundle = self._held(allowance.identity_id, path.name)
-                if bundle is not None:
-                    yield bundle
+    def _sizes(self, identity_id: str) -> dict[str, int]:
+        try:
+            folder = self._directory.holders / identity_id
+            digests = [path.name for path in folder.iterdir()]
+        except FileNotFoundError:
+            return {}
+        now, sizes = time.time_ns(), {}
+        for digest in digests:
+            size, ends = self._known.get((identity_id, digest), (0, 0))
+            if ends <= now:
+                bundle = self._held(identity_id, digest)
+                if bundle is None:
+                    continue
+                size, ends = bundle.size_bytes, bundle.expire_time.ToNanoseconds()
+                if len(self._known) >= _MOST_KNOWN:
+                    self._known.clear()
+                self._known[identity_id, digest] = size, ends
+            sizes[digest] = size
+        return sizes
 
     def _held(self, identity_id: str, digest: str) -> Bundle | None:
         bundle = self._directory.load(self._directory.home(f"sha256:{digest}"))

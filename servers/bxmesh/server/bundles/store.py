@@ -248,8 +248,9 @@ class BundleStore:
             with self._directory.lock(home.parent.name):
                 bundle = self._current(home)
                 if bundle is not None:
-                    # A crash of the host has lost the mark.
-                    self._holdings.mark(bundle)
+                    # A crash of the host has lost a mark. A full disk must not end the sweep.
+                    with suppress(OSError):
+                        self._holdings.mark(bundle)
                 elif home.exists():
                     self._directory.discard(home)
                     removed += 1
