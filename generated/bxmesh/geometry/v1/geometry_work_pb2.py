@@ -25,29 +25,34 @@ _sym_db = _symbol_database.Default()
 from bxmesh.geometry.v1 import gradients_pb2 as bxmesh_dot_geometry_dot_v1_dot_gradients__pb2
 from bxmesh.geometry.v1 import model_pb2 as bxmesh_dot_geometry_dot_v1_dot_model__pb2
 from bxmesh.tensor.v1 import tensor_pb2 as bxmesh_dot_tensor_dot_v1_dot_tensor__pb2
+from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&bxmesh/geometry/v1/geometry_work.proto\x12\x12\x62xmesh.geometry.v1\x1a\"bxmesh/geometry/v1/gradients.proto\x1a\x1e\x62xmesh/geometry/v1/model.proto\x1a\x1d\x62xmesh/tensor/v1/tensor.proto\"g\n\x0f\x43reateModelWork\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.ModelSpec\x12\x15\n\rinclude_atoms\x18\x03 \x01(\x08\"Z\n\x15\x43reateModelWorkResult\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.bxmesh.geometry.v1.Model\x12\x17\n\x0f\x61toms_bundle_id\x18\x02 \x01(\t\"\xe5\x01\n\rGradientsWork\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.ModelSpec\x12\x34\n\x07options\x18\x03 \x01(\x0b\x32#.bxmesh.geometry.v1.GradientOptions\x12\x34\n\x0b\x63oordinates\x18\x04 \x01(\x0b\x32\x1f.bxmesh.geometry.v1.Coordinates\x12\x14\n\x0csample_start\x18\x05 \x01(\x05\x12\x13\n\x0bsample_stop\x18\x06 \x01(\x05\"\xe7\x01\n\x13GradientsWorkResult\x12\x30\n\x07samples\x18\x01 \x03(\x0b\x32\x1f.bxmesh.geometry.v1.SampleValue\x12\x11\n\tbundle_id\x18\x02 \x01(\t\x12-\n\x07tensors\x18\x03 \x03(\x0b\x32\x1c.bxmesh.tensor.v1.TensorSpec\x12\x30\n\nstep_times\x18\x04 \x03(\x0b\x32\x1c.bxmesh.geometry.v1.StepTime\x12*\n\x06\x65ngine\x18\x05 \x01(\x0e\x32\x1a.bxmesh.geometry.v1.Engine\"\xb6\x01\n\x0fOpenSessionWork\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12+\n\x04spec\x18\x03 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.ModelSpec\x12\x34\n\x07options\x18\x04 \x01(\x0b\x32#.bxmesh.geometry.v1.GradientOptions\x12\x1a\n\x12scales_coordinates\x18\x05 \x01(\t\"j\n\x15OpenSessionWorkResult\x12\x31\n\x06opened\x18\x01 \x01(\x0b\x32!.bxmesh.geometry.v1.SessionOpened\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x0c\"5\n\rScalesRefresh\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x13\n\x0b\x63oordinates\x18\x02 \x01(\t\"\xc9\x01\n\rSessionRecord\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.ModelSpec\x12\x34\n\x07options\x18\x03 \x01(\x0b\x32#.bxmesh.geometry.v1.GradientOptions\x12\x34\n\trefreshes\x18\x04 \x03(\x0b\x32!.bxmesh.geometry.v1.ScalesRefresh\x12\r\n\x05owner\x18\x05 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&bxmesh/geometry/v1/geometry_work.proto\x12\x12\x62xmesh.geometry.v1\x1a\"bxmesh/geometry/v1/gradients.proto\x1a\x1e\x62xmesh/geometry/v1/model.proto\x1a\x1d\x62xmesh/tensor/v1/tensor.proto\x1a\x19google/protobuf/any.proto\"g\n\x0f\x43reateModelWork\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.ModelSpec\x12\x15\n\rinclude_atoms\x18\x03 \x01(\x08\"Z\n\x15\x43reateModelWorkResult\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.bxmesh.geometry.v1.Model\x12\x17\n\x0f\x61toms_bundle_id\x18\x02 \x01(\t\"\xe5\x01\n\rGradientsWork\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.ModelSpec\x12\x34\n\x07options\x18\x03 \x01(\x0b\x32#.bxmesh.geometry.v1.GradientOptions\x12\x34\n\x0b\x63oordinates\x18\x04 \x01(\x0b\x32\x1f.bxmesh.geometry.v1.Coordinates\x12\x14\n\x0csample_start\x18\x05 \x01(\x05\x12\x13\n\x0bsample_stop\x18\x06 \x01(\x05\"\xe7\x01\n\x13GradientsWorkResult\x12\x30\n\x07samples\x18\x01 \x03(\x0b\x32\x1f.bxmesh.geometry.v1.SampleValue\x12\x11\n\tbundle_id\x18\x02 \x01(\t\x12-\n\x07tensors\x18\x03 \x03(\x0b\x32\x1c.bxmesh.tensor.v1.TensorSpec\x12\x30\n\nstep_times\x18\x04 \x03(\x0b\x32\x1c.bxmesh.geometry.v1.StepTime\x12*\n\x06\x65ngine\x18\x05 \x01(\x0e\x32\x1a.bxmesh.geometry.v1.Engine\"w\n\x0f\x43\x61lculationWork\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.ModelSpec\x12%\n\x07request\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\"\xb2\x01\n\x15\x43\x61lculationWorkResult\x12%\n\x07summary\x18\x01 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x11\n\tbundle_id\x18\x02 \x01(\t\x12-\n\x07tensors\x18\x03 \x03(\x0b\x32\x1c.bxmesh.tensor.v1.TensorSpec\x12\x30\n\nstep_times\x18\x04 \x03(\x0b\x32\x1c.bxmesh.geometry.v1.StepTime\"\xb6\x01\n\x0fOpenSessionWork\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12+\n\x04spec\x18\x03 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.ModelSpec\x12\x34\n\x07options\x18\x04 \x01(\x0b\x32#.bxmesh.geometry.v1.GradientOptions\x12\x1a\n\x12scales_coordinates\x18\x05 \x01(\t\"j\n\x15OpenSessionWorkResult\x12\x31\n\x06opened\x18\x01 \x01(\x0b\x32!.bxmesh.geometry.v1.SessionOpened\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x0c\"5\n\rScalesRefresh\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x13\n\x0b\x63oordinates\x18\x02 \x01(\t\"\xc9\x01\n\rSessionRecord\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.ModelSpec\x12\x34\n\x07options\x18\x03 \x01(\x0b\x32#.bxmesh.geometry.v1.GradientOptions\x12\x34\n\trefreshes\x18\x04 \x03(\x0b\x32!.bxmesh.geometry.v1.ScalesRefresh\x12\r\n\x05owner\x18\x05 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bxmesh.geometry.v1.geometry_work_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATEMODELWORK']._serialized_start=161
-  _globals['_CREATEMODELWORK']._serialized_end=264
-  _globals['_CREATEMODELWORKRESULT']._serialized_start=266
-  _globals['_CREATEMODELWORKRESULT']._serialized_end=356
-  _globals['_GRADIENTSWORK']._serialized_start=359
-  _globals['_GRADIENTSWORK']._serialized_end=588
-  _globals['_GRADIENTSWORKRESULT']._serialized_start=591
-  _globals['_GRADIENTSWORKRESULT']._serialized_end=822
-  _globals['_OPENSESSIONWORK']._serialized_start=825
-  _globals['_OPENSESSIONWORK']._serialized_end=1007
-  _globals['_OPENSESSIONWORKRESULT']._serialized_start=1009
-  _globals['_OPENSESSIONWORKRESULT']._serialized_end=1115
-  _globals['_SCALESREFRESH']._serialized_start=1117
-  _globals['_SCALESREFRESH']._serialized_end=1170
-  _globals['_SESSIONRECORD']._serialized_start=1173
-  _globals['_SESSIONRECORD']._serialized_end=1374
+  _globals['_CREATEMODELWORK']._serialized_start=188
+  _globals['_CREATEMODELWORK']._serialized_end=291
+  _globals['_CREATEMODELWORKRESULT']._serialized_start=293
+  _globals['_CREATEMODELWORKRESULT']._serialized_end=383
+  _globals['_GRADIENTSWORK']._serialized_start=386
+  _globals['_GRADIENTSWORK']._serialized_end=615
+  _globals['_GRADIENTSWORKRESULT']._serialized_start=618
+  _globals['_GRADIENTSWORKRESULT']._serialized_end=849
+  _globals['_CALCULATIONWORK']._serialized_start=851
+  _globals['_CALCULATIONWORK']._serialized_end=970
+  _globals['_CALCULATIONWORKRESULT']._serialized_start=973
+  _globals['_CALCULATIONWORKRESULT']._serialized_end=1151
+  _globals['_OPENSESSIONWORK']._serialized_start=1154
+  _globals['_OPENSESSIONWORK']._serialized_end=1336
+  _globals['_OPENSESSIONWORKRESULT']._serialized_start=1338
+  _globals['_OPENSESSIONWORKRESULT']._serialized_end=1444
+  _globals['_SCALESREFRESH']._serialized_start=1446
+  _globals['_SCALESREFRESH']._serialized_end=1499
+  _globals['_SESSIONRECORD']._serialized_start=1502
+  _globals['_SESSIONRECORD']._serialized_end=1703
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from bxmesh.geometry.v1 import gradients_pb2 as _gradients_pb2
 from bxmesh.geometry.v1 import model_pb2 as _model_pb2
 from bxmesh.tensor.v1 import tensor_pb2 as _tensor_pb2
 from collections import abc as _abc
+from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -172,6 +173,80 @@ class GradientsWorkResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GradientsWorkResult: _TypeAlias = GradientsWorkResult  # noqa: Y015
+
+@_typing.final
+class CalculationWork(_message.Message):
+    """CalculationWork is what the geometry service hands a worker for a calculation that has one answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model's name."""
+    @_builtins.property
+    def spec(self) -> _model_pb2.ModelSpec:
+        """What the model is made of."""
+
+    @_builtins.property
+    def request(self) -> _any_pb2.Any:
+        """What to compute: a request of calculations.proto, as it was made."""
+
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        spec: _model_pb2.ModelSpec | None = ...,
+        request: _any_pb2.Any | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "request", b"request", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalculationWork: _TypeAlias = CalculationWork  # noqa: Y015
+
+@_typing.final
+class CalculationWorkResult(_message.Message):
+    """CalculationWorkResult is what comes back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    BUNDLE_ID_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    STEP_TIMES_FIELD_NUMBER: _builtins.int
+    bundle_id: _builtins.str
+    """The bundle with the tensors' bytes one after the other, in the order of tensors; empty when there are none."""
+    @_builtins.property
+    def summary(self) -> _any_pb2.Any:
+        """The summary that closes the answer to the request."""
+
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]:
+        """The name, type and shape of each tensor in the bundle."""
+
+    @_builtins.property
+    def step_times(self) -> _containers.RepeatedCompositeFieldContainer[_gradients_pb2.StepTime]:
+        """Time per step."""
+
+    def __init__(
+        self,
+        *,
+        summary: _any_pb2.Any | None = ...,
+        bundle_id: _builtins.str = ...,
+        tensors: _abc.Iterable[_tensor_pb2.TensorSpec] | None = ...,
+        step_times: _abc.Iterable[_gradients_pb2.StepTime] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "step_times", b"step_times", "summary", b"summary", "tensors", b"tensors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalculationWorkResult: _TypeAlias = CalculationWorkResult  # noqa: Y015
 
 @_typing.final
 class OpenSessionWork(_message.Message):

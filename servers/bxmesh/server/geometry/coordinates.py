@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bxmesh.geometry.v1 import bundle_pb2
+from bxmesh.geometry.v1 import bundle_pb2, gradients_pb2
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.errors import invalid_argument
-from bxmesh.tensors import to_buffer
+from bxmesh.tensors import TensorError, from_message, size_bytes, to_buffer
 
 _LEAST_ITEM_BYTES = 4
+# What is larger goes through the store, so that the append-only file of Redis stays small.
+_INLINE_BYTES = 64 * 1024
 
 
 def load_coordinates(store: BundleStore, bundle_id: str) -> NDArray[Any]:
@@ -60,6 +62,40 @@ def save_coordinates(
         writer.write(to_buffer(array))
         bundle, _ = writer.commit()
     return bundle.bundle_id
+
+
+def handed_over(
+    store: BundleStore,
+    given: gradients_pb2.Coordinates,
+    *,
+    max_bytes: int,
+    lifetime: timedelta,
+) -> tuple[gradients_pb2.Coordinates, tuple[int, ...]]:
+    """Coordinates as a worker gets them, and their shape: () for none, which is the model's own.
+
+    Raises MeshError for what is no [N, 3] or [B, N, 3]; that somebody sees a bundle is to be checked
+    before. What is large goes through the store, so that Redis stays small.
+    """
+    handed = gradients_pb2.Coordinates()
+    match given.WhichOneof("source"):
+        case "bundle_id":
+            handed.CopyFrom(given)
+            shape = load_coordinates(store, given.bundle_id).shape
+        case "tensor":
+            shape = tuple(given.tensor.spec.shape)
+            try:
+                size_bytes(given.tensor.spec, max_bytes=max_bytes)
+                if len(given.tensor.data) > _INLINE_BYTES:
+                    array = from_message(given.tensor, max_bytes=max_bytes)
+                    handed.bundle_id = save_coordinates(store, array, lifetime=lifetime)
+                else:
+                    handed.tensor.CopyFrom(given.tensor)
+            except TensorError as error:
+                raise invalid_argument("coordinates", str(error), reason=error.reason) from error
+        case _:
+            return handed, ()
+    check_shape(shape, max_bytes)
+    return handed, shape
 
 
 def check_shape(shape: tuple[int, ...], max_bytes: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import time
 import zlib
 from collections import deque
@@ -15,14 +13,18 @@ from typing import Any
 import grpc
 
 from bxmesh.geometry.v1 import geometry_work_pb2, gradients_pb2
-from bxmesh.server.errors import invalid_argument
 from bxmesh.server.geometry.agent.capabilities import GRADIENTS
-from bxmesh.server.geometry.coordinates import check_shape, load_coordinates, save_coordinates
-from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
-from bxmesh.server.geometry.sharing import require_target, seen_by_caller
+from bxmesh.server.geometry.mesh import (
+    GeometryMesh,
+    caller,
+    request_key,
+    result_of,
+    routing_key,
+)
+from bxmesh.server.geometry.sharing import require_target
 from bxmesh.server.streams import Submission
 from bxmesh.tensor.v1 import tensor_pb2
-from bxmesh.tensors import TensorError, chunk_bytes_or_default, from_message, size_bytes
+from bxmesh.tensors import chunk_bytes_or_default, size_bytes
 
 _Response = gradients_pb2.ComputeGradientsResponse
 
@@ -31,8 +33,6 @@ _ATOMS_PER_SHARE = 40_000
 _XRAY_FACTOR = 16
 _MOST_SAMPLES_PER_SHARE = 256
 _SHARES_AHEAD_PER_WORKER = 3
-# What is larger goes through the store, so that the append-only file of Redis stays small.
-_INLINE_BYTES = 64 * 1024
 _PROGRESS_SECONDS = 0.1
 
 
@@ -110,32 +110,13 @@ class GradientRpcs:
         work = geometry_work_pb2.GradientsWork(
             model_id=request.model_id, spec=mesh.model(request.model_id), options=request.options
         )
-        shape: tuple[int, ...] = ()
-        source = request.coordinates.WhichOneof("source")
-        if source == "bundle_id":
-            seen_by_caller(mesh.store, request.coordinates.bundle_id)
-            work.coordinates.CopyFrom(request.coordinates)
-            shape = load_coordinates(mesh.store, request.coordinates.bundle_id).shape
-        elif source == "tensor":
-            tensor = request.coordinates.tensor
-            shape = tuple(tensor.spec.shape)
-            try:
-                size_bytes(tensor.spec, max_bytes=mesh.settings.max_batch_bytes)
-                if len(tensor.data) > _INLINE_BYTES:
-                    array = from_message(tensor, max_bytes=mesh.settings.max_batch_bytes)
-                    work.coordinates.bundle_id = await asyncio.to_thread(
-                        save_coordinates, mesh.store, array, lifetime=mesh.result_lifetime
-                    )
-                else:
-                    work.coordinates.tensor.CopyFrom(tensor)
-            except TensorError as error:
-                raise invalid_argument("coordinates", str(error), reason=error.reason) from error
-        if source is not None:
-            check_shape(shape, mesh.settings.max_batch_bytes)
+        coordinates, shape = await mesh.coordinates(request.coordinates)
+        if shape:
+            work.coordinates.CopyFrom(coordinates)
         batched = len(shape) == 3
         return _Call(
             work,
-            _request_key(request.request_id, work),
+            request_key("gradients", request.request_id, work),
             mesh.deadline(context),
             chunk_bytes_or_default(request.chunk_bytes),
             shape[0] if batched else 1,
@@ -182,14 +163,6 @@ class GradientRpcs:
         with self._mesh.store.open(result.bundle_id) as content:
             for spec in result.tensors:
                 yield from _chunks(call, spec, result.samples[0].sample, content)
-
-
-def _request_key(request_id: str, work: geometry_work_pb2.GradientsWork) -> str:
-    # With the content, so that an id used again for something else never gets the first answer.
-    if not request_id:
-        return ""
-    content = hashlib.sha256(work.SerializeToString(deterministic=True)).hexdigest()
-    return f"{caller()}:gradients:{request_id}:{content}"
 
 
 def _shares(call: _Call) -> list[tuple[int, int]]:

@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from bxmesh.geometry.v1 import model_pb2
+from bxmesh.geometry.v1 import gradients_pb2, model_pb2
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.errors import MeshError, internal
+from bxmesh.server.geometry.coordinates import handed_over
 from bxmesh.server.geometry.inputs import model_spec
 from bxmesh.server.geometry.routing import Router
 from bxmesh.server.geometry.session_record import SessionRecords
-from bxmesh.server.geometry.sharing import seen_by
+from bxmesh.server.geometry.sharing import seen_by, seen_by_caller
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.security.events import IGNORED, SecurityEvents
 from bxmesh.server.security.quotas import UNLIMITED, Quotas
@@ -100,6 +101,23 @@ class GeometryMesh:
                     return event.outcome
         raise RuntimeError("the events of a submission end with its outcome")
 
+    async def coordinates(
+        self, given: gradients_pb2.Coordinates
+    ) -> tuple[gradients_pb2.Coordinates, tuple[int, ...]]:
+        """Coordinates of the caller as a worker gets them, and their shape; () for none.
+
+        Raises MeshError for a bundle that the caller does not see, and for what is no such array.
+        """
+        if given.bundle_id:
+            seen_by_caller(self.store, given.bundle_id)
+        return await asyncio.to_thread(
+            handed_over,
+            self.store,
+            given,
+            max_bytes=self.settings.max_batch_bytes,
+            lifetime=self.result_lifetime,
+        )
+
     def model(self, model_id: str) -> model_pb2.ModelSpec:
         """What a model that the caller sees is made of; raises MeshError NOT_FOUND."""
         identity = current_identity()
@@ -114,6 +132,15 @@ def result_of(outcome: work_pb2.WorkOutcome, kind: type[_M]) -> _M:
     if not outcome.result.Unpack(result):
         raise internal("A worker answered with something else than was asked for.")
     return result
+
+
+def request_key(kind: str, request_id: str, work: Message) -> str:
+    """By what a repeated request finds its answer; empty without an id."""
+    # With the content, so that an id used again for something else never gets the first answer.
+    if not request_id:
+        return ""
+    content = sha256(work.SerializeToString(deterministic=True)).hexdigest()
+    return f"{caller()}:{kind}:{request_id}:{content}"
 
 
 def caller() -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from bxmesh.server.geometry.bundle_rpcs import BundleRpcs
+from bxmesh.server.geometry.calculation_rpcs import CalculationRpcs
 from bxmesh.server.geometry.gradient_rpcs import GradientRpcs
 from bxmesh.server.geometry.mesh import GeometryMesh
 from bxmesh.server.geometry.model_rpcs import ModelRpcs
 from bxmesh.server.geometry.session_rpcs import SessionRpcs
 
 
-class GeometryService(BundleRpcs, ModelRpcs, GradientRpcs, SessionRpcs):
-    """Bundles, models, gradients and sessions."""
+class GeometryService(BundleRpcs, ModelRpcs, GradientRpcs, SessionRpcs, CalculationRpcs):
+    """Bundles, models, gradients, sessions and other calculations."""
 
     def __init__(self, mesh: GeometryMesh) -> None:
         BundleRpcs.__init__(self, mesh.store, events=mesh.security, quotas=mesh.quotas)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextvars import copy_context
 from datetime import timedelta
@@ -15,9 +15,11 @@ from google.protobuf.message import Message
 
 from bxmesh.geometry.v1 import bundle_pb2, geometry_work_pb2, gradients_pb2, model_pb2
 from bxmesh.server.bundles import BundleStore
-from bxmesh.server.errors import internal, invalid_argument
-from bxmesh.server.geometry.agent.capabilities import CREATE_MODEL, GRADIENTS
+from bxmesh.server.errors import internal, invalid_argument, unimplemented
+from bxmesh.server.geometry.agent.calculators import CALCULATORS
+from bxmesh.server.geometry.agent.capabilities import CALCULATIONS, CREATE_MODEL, GRADIENTS
 from bxmesh.server.geometry.agent.evaluation import Array, Evaluation, gradient_dtype, stack
+from bxmesh.server.geometry.agent.run import Calculator, Run
 from bxmesh.server.geometry.agent.steps import Steps, UnobservedSteps
 from bxmesh.server.geometry.agent.warm_models import WarmModels, engine_call
 from bxmesh.server.geometry.conversions import atom_table, summary_message
@@ -58,7 +60,11 @@ class Calculations:
     @property
     def handlers(self) -> dict[str, Handler]:
         """The handlers by kind of work."""
-        return {CREATE_MODEL: self.create_model, GRADIENTS: self.gradients}
+        return {
+            CREATE_MODEL: self.create_model,
+            GRADIENTS: self.gradients,
+            **dict.fromkeys(CALCULATIONS.values(), self.calculation),
+        }
 
     async def in_thread(self, call: Callable[[], _T]) -> _T:
         """Runs a call in a thread, within the current trace."""
@@ -108,6 +114,61 @@ class Calculations:
             lambda: self.compute(work, steps, lambda done: context.cancelled, context.item.identity)
         )
 
+    async def calculation(self, context: WorkContext) -> geometry_work_pb2.CalculationWorkResult:
+        """Does a calculation that has one answer."""
+        work = unpack(context.item.payload, geometry_work_pb2.CalculationWork)
+        steps = Steps(announcer(context, self._worker_id))
+        tell = teller(context)
+        return await self.in_thread(
+            lambda: self.calculate(
+                work, steps, tell, lambda: context.cancelled, context.item.identity
+            )
+        )
+
+    def calculate(
+        self,
+        work: geometry_work_pb2.CalculationWork,
+        steps: Steps,
+        tell: Callable[[Message], None],
+        is_over: Callable[[], bool],
+        identity: str,
+    ) -> geometry_work_pb2.CalculationWorkResult:
+        """Does a calculation in the calling thread and stores its tensors for an identity."""
+        request, calculator = _calculator(work.request)
+        given: gradients_pb2.Coordinates | None = getattr(request, "coordinates", None)
+        coordinates = None if given is None else self._coordinates(given)
+        sources = [work.model_id]
+        if given is not None and given.bundle_id:
+            sources.append(given.bundle_id)
+
+        def keep(content: bytes, kind: bundle_pb2.BundleKind.ValueType, media_type: str) -> str:
+            bundle, _ = self._store.put(
+                content,
+                kind,
+                media_type=media_type,
+                derived_from=sources,
+                holder=bundle_pb2.BundleHolder(identity_id=identity),
+                lifetime=self._result_lifetime,
+                durable=False,
+            )
+            return bundle.bundle_id
+
+        with self._models.held():
+            model = self._models.get(work.spec, steps)
+            if coordinates is not None:
+                coordinates = _one_sample(coordinates, len(model.atoms))
+            summary, arrays = calculator(
+                Run(model, request, coordinates, steps, tell, is_over, self._models.give_way, keep)
+            )
+            result = geometry_work_pb2.CalculationWorkResult()
+            result.summary.Pack(summary)
+            if arrays:
+                with steps.step("store"):
+                    result.bundle_id = self._store_arrays(arrays, tuple(sources), identity)
+                result.tensors.extend(to_spec(array, name) for name, array in arrays.items())
+            result.step_times.extend(steps.times)
+        return result
+
     def compute(
         self,
         work: geometry_work_pb2.GradientsWork,
@@ -119,7 +180,9 @@ class Calculations:
 
         Before each sample `is_over` is asked, with the number done, whether to give up.
         """
-        coordinates = self._coordinates(work)
+        coordinates = self._coordinates(work.coordinates)
+        if coordinates is not None and coordinates.ndim == 3:
+            coordinates = coordinates[work.sample_start : work.sample_stop]
         # Held for the whole share, short as it is, and while the result is stored too: a thread
         # that wants the interpreter while another one is in cctbx waits a whole evaluation each time.
         with self._models.held():
@@ -132,7 +195,8 @@ class Calculations:
                     work.options, None if coordinates is None else coordinates.dtype
                 )
                 arrays = stack(evaluation, gradients, len(values), dtype)
-                bundle_id = self._store_arrays(arrays, work, identity)
+                sources = filter(None, (work.model_id, work.coordinates.bundle_id))
+                bundle_id = self._store_arrays(arrays, tuple(sources), identity)
         specs = [
             to_spec(arrays[name], name, unit) for name, (_, unit) in evaluation.tensors.items()
         ]
@@ -168,29 +232,27 @@ class Calculations:
             gradients.append(sample)
         return values, gradients
 
-    def _coordinates(self, work: geometry_work_pb2.GradientsWork) -> Array | None:
-        """The coordinates of the share, [N, 3] or [samples, N, 3]; None for the model's own."""
-        source = work.coordinates.WhichOneof("source")
+    def _coordinates(self, given: gradients_pb2.Coordinates) -> Array | None:
+        """The coordinates, [N, 3] or [samples, N, 3]; None for the model's own."""
+        source = given.WhichOneof("source")
         if source is None:
             return None
         if source == "tensor":
             try:
-                array = from_message(work.coordinates.tensor, max_bytes=self._max_batch_bytes)
+                array = from_message(given.tensor, max_bytes=self._max_batch_bytes)
             except TensorError as error:
                 raise invalid_argument("coordinates", str(error), reason=error.reason) from error
         else:
-            array = load_coordinates(self._store, work.coordinates.bundle_id)
-        return array if array.ndim != 3 else array[work.sample_start : work.sample_stop]
+            array = load_coordinates(self._store, given.bundle_id)
+        return array
 
     def _store_arrays(
-        self, arrays: dict[str, Array], work: geometry_work_pb2.GradientsWork, identity: str
+        self, arrays: Mapping[str, Array], sources: tuple[str, ...], identity: str
     ) -> str:
         with self._store.writer(
             bundle_pb2.BUNDLE_KIND_GRADIENTS,
             media_type="application/octet-stream",
-            derived_from=(work.model_id, work.coordinates.bundle_id)
-            if work.coordinates.bundle_id
-            else (work.model_id,),
+            derived_from=sources,
             holder=bundle_pb2.BundleHolder(identity_id=identity),
             lifetime=self._result_lifetime,
             durable=False,
@@ -209,15 +271,39 @@ def unpack(payload: AnyMessage, kind: type[_M]) -> _M:
     return message
 
 
-def announcer(context: WorkContext, worker_id: str) -> Callable[[str], None]:
-    """Tells whoever waits for the item which step begins, from any thread."""
+def _calculator(packed: AnyMessage) -> tuple[Message, Calculator]:
+    for kind, calculator in CALCULATORS.items():
+        if packed.TypeName() == kind.DESCRIPTOR.full_name:
+            return unpack(packed, kind), calculator
+    name = packed.TypeName().rpartition(".")[2].removesuffix("Request")
+    raise unimplemented(f"This worker does no {name}.", reason="METHOD_NOT_OFFERED")
+
+
+def _one_sample(coordinates: Array, atoms: int) -> Array:
+    samples: Array = engine_call(lambda: as_samples(coordinates, atoms))
+    if len(samples) != 1:
+        raise invalid_argument(
+            "coordinates", f"{len(samples)} samples are given; one is taken.", reason="ONE_SAMPLE"
+        )
+    one: Array = samples[0]
+    return one
+
+
+def teller(context: WorkContext) -> Callable[[Message], None]:
+    """Sends messages to whoever waits for the item, from any thread."""
     loop = asyncio.get_running_loop()
 
-    async def tell(step: str) -> None:
+    async def send(message: Message) -> None:
         with contextlib.suppress(Exception):
-            await context.progress(gradients_pb2.Progress(step=step, worker_id=worker_id))
+            await context.progress(message)
 
-    def announce(step: str) -> None:
-        asyncio.run_coroutine_threadsafe(tell(step), loop)
+    def tell(message: Message) -> None:
+        asyncio.run_coroutine_threadsafe(send(message), loop)
 
-    return announce
+    return tell
+
+
+def announcer(context: WorkContext, worker_id: str) -> Callable[[str], None]:
+    """Tells whoever waits for the item which step begins, from any thread."""
+    tell = teller(context)
+    return lambda step: tell(gradients_pb2.Progress(step=step, worker_id=worker_id))

@@ -1,5 +1,11 @@
 """What a geometry worker offers, under which others find it, and the kinds of work it takes."""
 
+from collections.abc import Mapping
+
+from google.protobuf.message import Message
+
+from bxmesh.geometry.v1 import calculations_pb2 as pb
+
 QUEUE = "geometry"
 AGENT_TYPE = "geometry.worker"
 CAPABILITIES = ("geometry.model", "geometry.gradients", "geometry.session")
@@ -7,3 +13,12 @@ CAPABILITIES = ("geometry.model", "geometry.gradients", "geometry.session")
 CREATE_MODEL = "geometry.create_model"
 GRADIENTS = "geometry.gradients"
 OPEN_SESSION = "geometry.open_session"
+
+CALCULATIONS: Mapping[type[Message], str] = {
+    pb.ComputeStructureFactorsRequest: "geometry.structure_factors",
+    pb.ComputeMapRequest: "geometry.map",
+    pb.ValidateModelRequest: "geometry.validation",
+    pb.MinimizeRequest: "geometry.minimization",
+    pb.ExportRestraintsRequest: "geometry.restraints",
+}
+"""The kinds of calculations that have one answer, by what asks for them."""

@@ -7,6 +7,7 @@ import faulthandler
 import gc
 import hashlib
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -20,6 +21,7 @@ from bxmesh.server.geometry.engine.model import BuiltModel, build
 from bxmesh.server.geometry.inputs import naming
 
 _BUILD_SECONDS = 30.0
+_GIVE_WAY_SECONDS = 1e-4
 _BUILD_SECONDS_PER_MEGABYTE = 10.0
 
 
@@ -73,6 +75,17 @@ class WarmModels:
                 yield
             finally:
                 faulthandler.cancel_dump_traceback_later()
+
+    def give_way(self) -> None:
+        """Lets whoever waits have the engine; within `held`, whose time begins anew."""
+        faulthandler.cancel_dump_traceback_later()
+        self.lock.release()
+        try:
+            # Without this the thread would mostly take it again before another wakes up.
+            time.sleep(_GIVE_WAY_SECONDS)
+        finally:
+            self.lock.acquire()
+        _limit(self._most_seconds)
 
     def get(self, spec: model_pb2.ModelSpec, steps: Steps) -> BuiltModel:
         """The built model of a spec; call it, and use what it returns, while holding `lock`.
