@@ -88,6 +88,13 @@ class Session(Blocking[AsyncSession]):
 
         return self._loop.start(wait())
 
+    def begin(self, coordinates: ArrayLike, *, refresh_scales: bool = False) -> Future[Step]:
+        """Begins a step and returns the future of its answer at once, even when the window is full.
+
+        The coordinates must not change until the future is done.
+        """
+        return self._loop.start(self._target.step(coordinates, refresh_scales=refresh_scales))
+
     @property
     def session_id(self) -> str:
         """The session's name."""
