@@ -21,6 +21,7 @@ from bxmesh.server.interceptors import AuthenticationInterceptor, server_interce
 from bxmesh.server.registry.service import RegistryService
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import connect
+from bxmesh.server.tasks.running import running_tasks
 from bxmesh.server.unimplemented import offer
 from tests.agent.mesh import Mesh
 from tests.processes import until
@@ -46,7 +47,10 @@ async def logged(redis_url: str, directory: Path, **settings: Any) -> AsyncItera
             options=[("grpc.so_reuseport", 0)],
         )
         registry = await stack.enter_async_context(RegistryService(redis))
-        service = await stack.enter_async_context(agent_service(chosen, redis, activity=activity))
+        tasks = await stack.enter_async_context(running_tasks(chosen, redis))
+        service = await stack.enter_async_context(
+            agent_service(chosen, redis, tasks, activity=activity)
+        )
         offer(server, registry_service_pb2, registry)
         offer(server, agent_service_pb2, service)
         server.add_insecure_port(address)

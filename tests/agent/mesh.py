@@ -28,6 +28,7 @@ from bxmesh.server.security.signatures import UNVERIFIED, SignatureSource
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import connect
 from bxmesh.server.streams.seals import seals_of
+from bxmesh.server.tasks.running import running_tasks
 from bxmesh.server.unimplemented import offer
 from bxmesh.work.v1 import work_pb2
 from tests.registry.mesh import ALICE, Names, anybody, refused, registration
@@ -180,11 +181,13 @@ async def agents(
             interceptors=server_interceptors(AuthenticationInterceptor([Names()], anybody)),
             options=[("grpc.so_reuseport", 0)],
         )
+        chosen = Settings(state_dir=folder, **{"mesh_key_file": MESH_KEY_FILE, **settings})
         registry = await stack.enter_async_context(RegistryService(redis))
         service = await stack.enter_async_context(
             agent_service(
-                Settings(state_dir=folder, **{"mesh_key_file": MESH_KEY_FILE, **settings}),
+                chosen,
                 redis,
+                await stack.enter_async_context(running_tasks(chosen, redis)),
                 rules=rules,
                 data=data,
                 signatures=signatures,

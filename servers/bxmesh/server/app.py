@@ -41,6 +41,7 @@ from bxmesh.server.security.service import SecurityService
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, QueueGauges, WorkClient, WorkQueue, connect
 from bxmesh.server.streams.ending import end_tasks
+from bxmesh.server.tasks.running import running_tasks
 from bxmesh.server.unimplemented import offer
 from bxmesh.server.worker_pool import WorkerPool
 
@@ -161,6 +162,7 @@ async def _add_services(
     settings, redis = server.settings, server.redis
     names: list[str] = []
     drains: list[Callable[[], None]] = []
+    tasks = await stack.enter_async_context(running_tasks(settings, redis, secured.circuits))
     if "geometry" in settings.services:
         store = BundleStore(
             settings.bundle_dir,
@@ -175,10 +177,13 @@ async def _add_services(
             await stack.enter_async_context(WorkClient(redis)),
             Router(LiveAgents(redis), CAPABILITIES[0]),
             SessionRecords(redis, settings.session_idle),
+            tasks,
             secured.mesh.events,
             secured.quotas,
         )
-        names.append(offer(grpc_server, geometry_service_pb2, GeometryService(mesh)))
+        geometry = GeometryService(mesh)
+        names.append(offer(grpc_server, geometry_service_pb2, geometry))
+        drains.append(geometry.drain)
         _in_background(stack, lambda: _sweep(store))
         await stack.enter_async_context(QueueGauges(server.queue))
     if "registry" in settings.services:
@@ -193,11 +198,11 @@ async def _add_services(
             agent_service(
                 settings,
                 redis,
+                tasks,
                 (server.queue,),
                 server.activity,
                 secured.rules,
                 secured.data,
-                secured.circuits,
                 secured.signatures,
                 secured.quotas,
             )

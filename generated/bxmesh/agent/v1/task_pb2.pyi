@@ -270,7 +270,9 @@ class Task(_message.Message):
 
     @_builtins.property
     def result(self) -> _message_pb2.Payload:
-        """What came out, when it is completed."""
+        """What came out, when it is completed; what was reached, when it was cancelled or ran out of its time and its agent kept
+        that.
+        """
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:

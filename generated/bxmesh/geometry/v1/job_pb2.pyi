@@ -6,6 +6,7 @@ isort:skip_file
 from bxmesh.geometry.v1 import calculations_pb2 as _calculations_pb2
 from bxmesh.geometry.v1 import gradients_pb2 as _gradients_pb2
 from collections import abc as _abc
+from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -208,6 +209,7 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The name, chosen by the server."""
     state: Global___JobState.ValueType
@@ -230,7 +232,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def result_bundle_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The bundles it produced."""
+        """The bundles it produced: the tensors first, then files. They are kept as long as results are."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -252,6 +254,13 @@ class Job(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When its record is forgotten."""
 
+    @_builtins.property
+    def result(self) -> _any_pb2.Any:
+        """What came out: a bxmesh.geometry.v1.GradientsWorkResult, or a CalculationWorkResult with the summary of the
+        calculation and the layout of its tensors. Of a job that was cancelled or ran out of its time, what was reached, where
+        the calculation keeps it.
+        """
+
     def __init__(
         self,
         *,
@@ -269,10 +278,11 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        result: _any_pb2.Any | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "progress", b"progress", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "fraction_done", b"fraction_done", "job_id", b"job_id", "owner", b"owner", "progress", b"progress", "result_bundle_ids", b"result_bundle_ids", "revision", b"revision", "spec", b"spec", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "fraction_done", b"fraction_done", "job_id", b"job_id", "owner", b"owner", "progress", b"progress", "result", b"result", "result_bundle_ids", b"result_bundle_ids", "revision", b"revision", "spec", b"spec", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

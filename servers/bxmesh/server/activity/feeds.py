@@ -94,7 +94,7 @@ class Feed:
                 raise
             # Redis has lost the stream with it: what is there now has been written since.
             await self._join("0")
-            return []
+            return await self._page()
         # RESP3 answers with a mapping of lists of pages, RESP2 with a list of pairs.
         if isinstance(answer, dict):
             return [entry for pages in answer.values() for entry in pages[0]]

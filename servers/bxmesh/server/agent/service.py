@@ -21,17 +21,15 @@ from bxmesh.server.agent.state_rpcs import StateRpcs
 from bxmesh.server.agent.task_rpcs import TaskRpcs
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.open_streams import OpenStreams
-from bxmesh.server.security.circuit_breakers import ALL_CLOSED, CircuitBreakers
 from bxmesh.server.security.data_loss import ALL_PASS, DataGuard
 from bxmesh.server.security.message_rules import ALL_ALLOWED, MessageRules
 from bxmesh.server.security.quotas import UNLIMITED, Quotas
 from bxmesh.server.security.signatures import UNVERIFIED, SignatureSource
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import WorkClient, WorkQueue
-from bxmesh.server.streams.bells import Bells
 from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.mailboxes import Mailboxes
-from bxmesh.server.tasks import TaskOptions, Tasks
+from bxmesh.server.tasks import Tasks
 
 __all__ = ["AgentService", "agent_service"]
 
@@ -43,27 +41,23 @@ _FAREWELL_SECONDS = 10.0
 async def agent_service(
     settings: Settings,
     redis: Redis,
+    tasks: Tasks,
     work_queues: tuple[WorkQueue, ...] = (),
     activity: Activity = OFF,
     rules: MessageRules = ALL_ALLOWED,
     data: DataGuard = ALL_PASS,
-    circuits: CircuitBreakers = ALL_CLOSED,
     signatures: SignatureSource = UNVERIFIED,
     quotas: Quotas = UNLIMITED,
 ) -> AsyncIterator[AgentService]:
     """A service with all that it needs, within a block."""
     mailboxes = Mailboxes(redis, settings.mailbox_options)
     live = LiveAgents(redis)
-    async with (
-        Bells(redis, mailboxes.keys.cancellations) as bells,
-        WorkClient(redis) as client,
-        Tasks(redis, live, bells, TaskOptions(seals=settings.seals), circuits) as tasks,
-    ):
+    async with WorkClient(redis) as client:
         mesh = AgentMesh(
             settings,
             redis,
             mailboxes,
-            bells,
+            tasks.bells,
             client,
             live,
             Directory(live),

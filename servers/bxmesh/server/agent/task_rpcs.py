@@ -11,19 +11,19 @@ from google.protobuf.message import Message
 from bxmesh.agent.v1 import task_pb2 as pb
 from bxmesh.server import telemetry
 from bxmesh.server.agent.mesh import AgentMesh
-from bxmesh.server.agent.task_watch import follow
 from bxmesh.server.errors import MeshError, invalid_argument, permission_denied
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.security.addresses import address_of
 from bxmesh.server.security.identities import Identity
-from bxmesh.server.security.ownership import may_change, sees, shared_team
+from bxmesh.server.security.ownership import may_change, shared_team
 from bxmesh.server.security.permissions import capability_permission
 from bxmesh.server.tasks import errors
 from bxmesh.server.tasks.listing import list_tasks
-from bxmesh.server.tasks.records import Record
 from bxmesh.server.tasks.statistics import task_stats
 from bxmesh.server.tasks.store import Parent
+from bxmesh.server.tasks.visibility import sees_task
+from bxmesh.server.tasks.watch import follow
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -143,7 +143,11 @@ class TaskRpcs:
         identity = current_identity()
         async with self._streams.stream():
             await follow(
-                self._mesh.tasks, request, context.write, lambda record: _sees(identity, record)
+                self._mesh.tasks,
+                request.task_id,
+                request.after_revision,
+                lambda task: context.write(pb.WatchTaskResponse(task=task)),
+                lambda record: sees_task(identity, record),
             )
 
     async def GetTaskStats(
@@ -155,20 +159,9 @@ class TaskRpcs:
 
     async def _find(self, task_id: str) -> pb.Task:
         record = await self._mesh.tasks.store.read(task_id)
-        if record is None or not _sees(current_identity(), record):
+        if record is None or not sees_task(current_identity(), record):
             raise errors.no_such_task(task_id)
         return record.task()
-
-
-def _sees(identity: Identity, record: Record) -> bool:
-    task = record.task()
-    return sees(
-        identity,
-        task.owner,
-        record.identity,
-        visibility=task.spec.visibility,
-        team=task.team,
-    )
 
 
 def _check_size(field: str, message: Message) -> None:

@@ -27,6 +27,7 @@ from bxmesh.server.security.events import IGNORED, SecurityEvents
 from bxmesh.server.security.quotas import UNLIMITED, Quotas
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import Submission, WorkClient, WorkQueue
+from bxmesh.server.tasks import Tasks
 from bxmesh.work.v1 import work_pb2
 
 _M = TypeVar("_M", bound=Message)
@@ -43,6 +44,7 @@ class GeometryMesh:
     client: WorkClient
     router: Router
     sessions: SessionRecords
+    tasks: Tasks
     security: SecurityEvents = IGNORED
     """What is told of bundles that are deleted."""
     quotas: Quotas = UNLIMITED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -21,9 +22,12 @@ _LOOKED_AT_ONCE = 500
 
 
 async def list_tasks(
-    store: TaskStore, request: pb.ListTasksRequest, identity: Identity | None
+    store: TaskStore,
+    request: pb.ListTasksRequest,
+    identity: Identity | None,
+    fits: Callable[[pb.Task], bool] = lambda task: True,
 ) -> pb.ListTasksResponse:
-    """Returns a page of what an identity sees; None means everything.
+    """Returns a page of what an identity sees and `fits`; None means everybody's.
 
     A page may be shorter than asked for, and even empty, before the last one. Raises MeshError
     INVALID_ARGUMENT for a token that is none, or of other filters.
@@ -55,7 +59,8 @@ async def list_tasks(
         )
         for record in records:
             task = record.task()
-            if not all(task.spec.labels.get(key) == value for key, value in request.labels.items()):
+            wrong = (task.spec.labels.get(key) != value for key, value in request.labels.items())
+            if any(wrong) or not fits(task):
                 continue
             if response.tasks and task.ByteSize() > room:
                 response.next_page_token = _token(request, before)

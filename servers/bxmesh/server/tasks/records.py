@@ -15,6 +15,8 @@ from bxmesh.server.streams.queue import entry_of
 from bxmesh.server.streams.seals import Seals
 from bxmesh.work.v1 import work_pb2
 
+# The last two hold what was reached by then, if their agent left anything.
+_WITH_RESULT = (pb.TASK_STATE_COMPLETED, pb.TASK_STATE_CANCELLED, pb.TASK_STATE_TIMED_OUT)
 _MOST_DELIVERIES = 100_000
 _MOST_ERROR_BYTES = 16 << 10
 _MOST_MESSAGE = 4096
@@ -70,7 +72,7 @@ class Record(NamedTuple):
             _set(task.progress.update_time, at.progress_time)
         if at.error:
             task.error.ParseFromString(at.error)
-        if at.state == pb.TASK_STATE_COMPLETED:
+        if at.state in _WITH_RESULT and self.result:
             task.result.ParseFromString(self.result)
         task.child_task_ids.extend(child.decode() for child in self.children)
         _set(task.create_time, at.create_time)

@@ -334,7 +334,9 @@ end
 -- Otherwise the report is repeated, or comes too late.
 if live.holder ~= '' then
   if live.started == 0 then live.started = NOW end
-  if kind == 'progress' then
+  if kind == 'left' then
+    return {-1}
+  elseif kind == 'progress' then
     if live.state == ASSIGNED then enter(live, RUNNING) end
     live.progress, live.told = payload, NOW
     change(id, live)
@@ -344,6 +346,9 @@ if live.holder ~= '' then
   else
     fail(id, live, payload, ARGV[8], tonumber(ARGV[9]))
   end
+elseif kind == 'left' and (live.state == CANCELLED or live.state == TIMED_OUT)
+  and redis.call('HSETNX', record(id), 'result', payload) == 1 then
+  change(id, live)
 end
 return {1, ARGV[11] == '1' and whole(id, live) or view(live), ended}
 """

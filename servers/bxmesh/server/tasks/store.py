@@ -307,6 +307,15 @@ class TaskStore:
         """Completes it with a result; returns the task."""
         return await self._report(task_id, attempt, agent_id, result)
 
+    async def leave(
+        self, task_id: str, attempt: int, agent_id: str, result: message_pb2.Payload
+    ) -> None:
+        """Keeps what was reached of a task that has been cancelled, or ran out of its time.
+
+        Raises MeshError for one that has not: another attempt will be made at it.
+        """
+        await self._say(task_id, result, attempt, agent_id, "", "", whole=False, left=True)
+
     async def fail(
         self, task_id: str, attempt: int, agent_id: str, error: status_pb2.Status
     ) -> pb.Task:
@@ -334,12 +343,13 @@ class TaskStore:
         delivery_id: str,
         *,
         whole: bool,
+        left: bool = False,
     ) -> Any:
         kind, reason, error = "progress", "", None
         if isinstance(report, pb.TaskProgress):
             report.ClearField("update_time")
         elif isinstance(report, message_pb2.Payload):
-            kind = "result"
+            kind = "left" if left else "result"
         elif isinstance(report, status_pb2.Status):
             error = MeshError.from_status(report)
             kind, reason, report = "error", error.reason, clipped(report)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import protovalidate
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from opentelemetry import trace
 
 from bxmesh.agent.v1 import message_pb2, task_pb2
-from bxmesh.geometry.v1 import bundle_pb2, geometry_work_pb2, gradients_pb2
+from bxmesh.geometry.v1 import bundle_pb2, calculations_pb2, geometry_work_pb2, gradients_pb2
 from bxmesh.server import telemetry
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.errors import MeshError, invalid_argument, not_found, unimplemented
 from bxmesh.server.geometry.agent.calculations import Calculations
-from bxmesh.server.geometry.agent.capabilities import GRADIENTS
+from bxmesh.server.geometry.agent.capabilities import CALCULATIONS, GRADIENTS
 from bxmesh.server.geometry.agent.steps import Steps
 from bxmesh.server.geometry.coordinates import check_shape, load_coordinates
 from bxmesh.server.geometry.inputs import model_spec
@@ -33,13 +35,21 @@ from bxmesh.work.v1 import work_pb2
 
 _PROGRESS_SECONDS = 0.5
 _MOST_RESULT_BYTES = 1 << 20
+# What the contract says of a minimization that names no bound.
+_MINIMIZER_EVALUATIONS = 500
+
+
+_REQUESTS: Mapping[str, type[Message]] = {
+    GRADIENTS: gradients_pb2.ComputeGradientsRequest,
+    **{kind: request for request, kind in CALCULATIONS.items()},
+}
 
 
 class GeometryTasks:
-    """Does tasks of the type geometry.gradients.
+    """Does tasks whose type is a kind of calculation, such as geometry.gradients.
 
-    Parameters are a ComputeGradientsRequest, as protobuf or in its JSON form; the result is a
-    GradientsWorkResult, whose bundle holds the gradients.
+    Parameters are the request of the RPC that does the same, as protobuf or in its JSON form; the
+    result is a GradientsWorkResult or a CalculationWorkResult.
     """
 
     def __init__(
@@ -88,21 +98,61 @@ class GeometryTasks:
         else:
             payload = message_pb2.Payload()
             payload.protobuf.Pack(result)
-            await self._tasks.finish(task.task_id, attempt, self._worker_id, payload)
+            if held.over:
+                # What was reached; another attempt may be under way, which has no use for it.
+                with contextlib.suppress(MeshError):
+                    await self._tasks.leave(task.task_id, attempt, self._worker_id, payload)
+            else:
+                await self._tasks.finish(task.task_id, attempt, self._worker_id, payload)
 
-    async def _compute(
-        self, task: task_pb2.Task, attempt: int, held: HeldEntry
-    ) -> geometry_work_pb2.GradientsWorkResult:
-        if task.spec.task_type != GRADIENTS:
+    async def _compute(self, task: task_pb2.Task, attempt: int, held: HeldEntry) -> Message:
+        kind = _REQUESTS.get(task.spec.task_type)
+        if kind is None:
             raise unimplemented(
-                f"A geometry worker does tasks of the type {GRADIENTS}, not {task.spec.task_type}.",
+                f"A geometry worker does tasks of the types {', '.join(sorted(_REQUESTS))}, not "
+                f"{task.spec.task_type}.",
                 reason="UNKNOWN_TASK",
             )
-        request = self._request(task.spec.parameters)
-        if request.coordinates.bundle_id:
-            bundle = self._store.get(request.coordinates.bundle_id)
+        request: Any = self._request(task.spec.parameters, kind)
+        coordinates = getattr(request, "coordinates", None)
+        if coordinates is not None and coordinates.bundle_id:
+            bundle = self._store.get(coordinates.bundle_id)
             if not _sees(task, bundle):
                 raise not_found(f"there is no bundle {bundle.bundle_id}", reason="BUNDLE_NOT_FOUND")
+        if isinstance(request, gradients_pb2.ComputeGradientsRequest):
+            return await self._gradients(request, task, attempt, held)
+        return await self._calculation(request, task, attempt, held)
+
+    async def _calculation(
+        self, request: Any, task: task_pb2.Task, attempt: int, held: HeldEntry
+    ) -> geometry_work_pb2.CalculationWorkResult:
+        work = geometry_work_pb2.CalculationWork(
+            model_id=request.model_id,
+            spec=model_spec(self._store, request.model_id, partial(_sees, task)),
+        )
+        work.request.Pack(request)
+        loop = asyncio.get_running_loop()
+        told = 0.0
+
+        def tell(message: Message) -> None:
+            nonlocal told
+            if time.monotonic() - told > _PROGRESS_SECONDS:
+                told = time.monotonic()
+                progress = _progress(message, request)
+                asyncio.run_coroutine_threadsafe(self._tell(task.task_id, attempt, progress), loop)
+
+        steps = Steps(lambda step: tell(gradients_pb2.Progress(step=step)))
+        return await self._calculations.in_thread(
+            lambda: self._calculations.calculate(work, steps, tell, lambda: held.over, task.owner)
+        )
+
+    async def _gradients(
+        self,
+        request: gradients_pb2.ComputeGradientsRequest,
+        task: task_pb2.Task,
+        attempt: int,
+        held: HeldEntry,
+    ) -> geometry_work_pb2.GradientsWorkResult:
         samples = self._samples(request)
         work = geometry_work_pb2.GradientsWork(
             model_id=request.model_id,
@@ -146,21 +196,22 @@ class GeometryTasks:
         except MeshError:
             return
 
-    def _request(self, parameters: message_pb2.Payload) -> gradients_pb2.ComputeGradientsRequest:
-        request = gradients_pb2.ComputeGradientsRequest()
+    def _request(self, parameters: message_pb2.Payload, kind: type[Message]) -> Message:
+        request = kind()
+        name = kind.DESCRIPTOR.full_name
         try:
             if parameters.HasField("json"):
                 json_format.Parse(parameters.json.json, request, max_recursion_depth=20)
             elif not parameters.protobuf.Unpack(request):
                 raise invalid_argument(
                     "spec.parameters",
-                    "must be a bxmesh.geometry.v1.ComputeGradientsRequest, or its JSON form",
+                    f"must be a {name}, or its JSON form",
                     reason="SCHEMA_MISMATCH",
                 )
         except (DecodeError, json_format.ParseError) as error:
             raise invalid_argument(
                 "spec.parameters",
-                f"are no ComputeGradientsRequest: {str(error)[:200]}",
+                f"are no {name}: {str(error)[:200]}",
                 reason="SCHEMA_MISMATCH",
             ) from error
         refuse_invalid(self._validator, request)
@@ -181,6 +232,22 @@ class GeometryTasks:
                 raise invalid_argument("coordinates", str(error), reason=error.reason) from error
         check_shape(shape, self._max_batch_bytes)
         return shape[0] if len(shape) == 3 else 1
+
+
+def _progress(message: Message, request: Message) -> task_pb2.TaskProgress:
+    match message, request:
+        case (
+            calculations_pb2.MinimizationStep() as step,
+            calculations_pb2.MinimizeRequest() as asked,
+        ):
+            most = (asked.max_evaluations or _MINIMIZER_EVALUATIONS) * max(1, asked.macro_cycles)
+            return task_pb2.TaskProgress(
+                percent=min(100.0, 100.0 * step.evaluation / most),
+                message=f"evaluation {step.evaluation} of {most} at most",
+            )
+        case gradients_pb2.Progress() as progress, _:
+            return task_pb2.TaskProgress(message=progress.step)
+    return task_pb2.TaskProgress()
 
 
 def _sees(task: task_pb2.Task, bundle: bundle_pb2.Bundle) -> bool:

@@ -9,8 +9,9 @@ import grpc
 
 from bxmesh.agent.v1 import task_pb2 as pb
 from bxmesh.server.errors import MeshError, resource_exhausted
-from bxmesh.server.tasks import Tasks, errors
+from bxmesh.server.tasks import errors
 from bxmesh.server.tasks.keys import task_topic
+from bxmesh.server.tasks.mechanism import Tasks
 from bxmesh.server.tasks.records import Record
 
 __all__ = ["follow"]
@@ -21,8 +22,9 @@ _SLOW_SECONDS = 30.0
 
 async def follow(
     tasks: Tasks,
-    request: pb.WatchTaskRequest,
-    write: Callable[[pb.WatchTaskResponse], Awaitable[None]],
+    task_id: str,
+    after: int,
+    write: Callable[[pb.Task], Awaitable[None]],
     visible: Callable[[Record], bool],
 ) -> None:
     """Writes how a task stands, or its changes after a revision, until its end.
@@ -31,7 +33,7 @@ async def follow(
     when the reader does not keep up, UNAVAILABLE without Redis. Of changes that come faster than
     they are read only the latest are told.
     """
-    task_id, after, resumed = request.task_id, request.after_revision, request.after_revision > 0
+    resumed = after > 0
     async with tasks.bells.watch(task_topic(task_id)) as bell:
         while True:
             bell.clear()
@@ -51,10 +53,10 @@ async def follow(
             await bell.wait(_LOOK_SECONDS)
 
 
-async def _send(write: Callable[[pb.WatchTaskResponse], Awaitable[None]], task: pb.Task) -> None:
+async def _send(write: Callable[[pb.Task], Awaitable[None]], task: pb.Task) -> None:
     try:
         async with asyncio.timeout(_SLOW_SECONDS):
-            await write(pb.WatchTaskResponse(task=task))
+            await write(task)
     except TimeoutError:
         raise resource_exhausted(
             f"Nothing has been read for {_SLOW_SECONDS:g} s. Resume the watch.",
