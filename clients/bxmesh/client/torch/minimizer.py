@@ -174,6 +174,9 @@ class Minimizer:
         # A line search has to turn back from where a sample fails, and cannot from infinity.
         loss = torch.where(finite, energy, _WORSE * self._worst).sum()
         loss.backward()
+        gradient = self.coordinates.grad
+        assert gradient is not None
+        gradient.masked_fill_(~_beside(finite, gradient), 0)
         self._loss = loss.detach()
         self._evaluations += 1
         self._keep_best(energy_now)
