@@ -33,6 +33,7 @@ from bxmesh.client.errors import (
     Unimplemented,
 )
 from bxmesh.client.gradients import Gradients
+from bxmesh.client.jobs import AsyncJobs, Job, JobResult
 from bxmesh.client.mesh import AsyncMesh
 from bxmesh.client.models import Atoms, Model, ModelSummary
 from bxmesh.client.options import GradientOptions
@@ -47,6 +48,7 @@ __all__ = [
     "AgentInfo",
     "AgentState",
     "AsyncBundles",
+    "AsyncJobs",
     "AsyncMesh",
     "AsyncSession",
     "Atoms",
@@ -61,6 +63,8 @@ __all__ = [
     "Gradients",
     "InternalError",
     "InvalidInput",
+    "Job",
+    "JobResult",
     "Mesh",
     "Message",
     "Model",

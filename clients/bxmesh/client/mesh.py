@@ -19,6 +19,7 @@ from bxmesh.client.content import BUNDLE_ID
 from bxmesh.client.endpoint import resolve
 from bxmesh.client.gradients import Gradients, as_coordinates
 from bxmesh.client.health import check_health
+from bxmesh.client.jobs import AsyncJobs
 from bxmesh.client.models import (
     HYDROGENS,
     SCATTERING_TABLES,
@@ -109,6 +110,8 @@ class AsyncMesh(AgentCalls):
         )
         self.bundles = AsyncBundles(self._connection)
         """Bundles: upload, download, get, list, delete."""
+        self.jobs = AsyncJobs(self._connection, self.bundles)
+        """Jobs: create, follow, cancel, and read what came out."""
         self.security = AsyncSecurity(self._connection)
         """Identities, keys, policies, violations and the audit log."""
 

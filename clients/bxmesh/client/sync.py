@@ -15,6 +15,7 @@ from bxmesh.client.agents.calls.blocking import BlockingAgentCalls
 from bxmesh.client.blocking import Blocking, Loop, blocking, iterating
 from bxmesh.client.bundles import AsyncBundles
 from bxmesh.client.connection import Timeouts
+from bxmesh.client.jobs import AsyncJobs
 from bxmesh.client.mesh import AsyncMesh
 from bxmesh.client.security import AsyncSecurity
 from bxmesh.client.sessions import AsyncSession
@@ -57,6 +58,18 @@ class Bundles(Blocking[AsyncBundles]):
         if path is None:
             return self._loop.run(self._target.download(bundle_id))
         return self._loop.run(self._target.download(bundle_id, path))
+
+
+class Jobs(Blocking[AsyncJobs]):
+    """Jobs on the mesh; see AsyncJobs."""
+
+    create = blocking(AsyncJobs.create)
+    get = blocking(AsyncJobs.get)
+    list = iterating(AsyncJobs.list)
+    cancel = blocking(AsyncJobs.cancel)
+    watch = iterating(AsyncJobs.watch)
+    wait = blocking(AsyncJobs.wait)
+    result = blocking(AsyncJobs.result)
 
 
 class Security(Blocking[AsyncSecurity]):
@@ -168,6 +181,8 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
         super().__init__(loop, mesh)
         self.bundles = Bundles(loop, mesh.bundles)
         """Bundles: upload, download, get, list, delete."""
+        self.jobs = Jobs(loop, mesh.jobs)
+        """Jobs: create, follow, cancel, and read what came out."""
         self.security = Security(loop, mesh.security)
         """Identities, keys, policies, violations and the audit log."""
         self._closed = weakref.finalize(self, loop.close, mesh.close)

@@ -160,7 +160,7 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """How long it may take from its start; not set means the server's limit."""
+        """How long it may take from when a worker gets it first, up to 30 days; not set means an hour."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

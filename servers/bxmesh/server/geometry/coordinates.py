@@ -45,7 +45,11 @@ def load_coordinates(store: BundleStore, bundle_id: str) -> NDArray[Any]:
 
 
 def save_coordinates(
-    store: BundleStore, array: NDArray[Any], *, lifetime: timedelta | None = None
+    store: BundleStore,
+    array: NDArray[Any],
+    *,
+    holder: bundle_pb2.BundleHolder | None = None,
+    lifetime: timedelta | None = None,
 ) -> str:
     """Stores an array, by default as long as an upload; returns the bundle's id."""
     header = io.BytesIO()
@@ -55,6 +59,7 @@ def save_coordinates(
     with store.writer(
         bundle_pb2.BUNDLE_KIND_COORDINATES,
         media_type="application/x-npy",
+        holder=holder,
         lifetime=lifetime,
         durable=False,
     ) as writer:
@@ -69,6 +74,7 @@ def handed_over(
     given: gradients_pb2.Coordinates,
     *,
     max_bytes: int,
+    holder: bundle_pb2.BundleHolder,
     lifetime: timedelta,
 ) -> tuple[gradients_pb2.Coordinates, tuple[int, ...]]:
     """Coordinates as a worker gets them, and their shape: () for none, which is the model's own.
@@ -87,7 +93,9 @@ def handed_over(
                 size_bytes(given.tensor.spec, max_bytes=max_bytes)
                 if len(given.tensor.data) > _INLINE_BYTES:
                     array = from_message(given.tensor, max_bytes=max_bytes)
-                    handed.bundle_id = save_coordinates(store, array, lifetime=lifetime)
+                    handed.bundle_id = save_coordinates(
+                        store, array, holder=holder, lifetime=lifetime
+                    )
                 else:
                     handed.tensor.CopyFrom(given.tensor)
             except TensorError as error:

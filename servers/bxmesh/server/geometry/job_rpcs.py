@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -56,7 +57,9 @@ class JobRpcs:
         handed = type(calculation)()
         handed.CopyFrom(calculation)
         if "coordinates" in calculation.DESCRIPTOR.fields_by_name:
-            coordinates, shape = await mesh.coordinates(calculation.coordinates)
+            coordinates, shape = await mesh.coordinates(
+                calculation.coordinates, timedelta(seconds=mesh.settings.bundle_lifetime)
+            )
             if shape:
                 handed.coordinates.CopyFrom(coordinates)
         task = task_pb2.TaskSpec(

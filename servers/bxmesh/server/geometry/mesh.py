@@ -21,7 +21,7 @@ from bxmesh.server.geometry.coordinates import handed_over
 from bxmesh.server.geometry.inputs import model_spec
 from bxmesh.server.geometry.routing import Router
 from bxmesh.server.geometry.session_record import SessionRecords
-from bxmesh.server.geometry.sharing import seen_by, seen_by_caller
+from bxmesh.server.geometry.sharing import holder, seen_by, seen_by_caller
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.security.events import IGNORED, SecurityEvents
 from bxmesh.server.security.quotas import UNLIMITED, Quotas
@@ -104,9 +104,11 @@ class GeometryMesh:
         raise RuntimeError("the events of a submission end with its outcome")
 
     async def coordinates(
-        self, given: gradients_pb2.Coordinates
+        self, given: gradients_pb2.Coordinates, lifetime: timedelta | None = None
     ) -> tuple[gradients_pb2.Coordinates, tuple[int, ...]]:
         """Coordinates of the caller as a worker gets them, and their shape; () for none.
+
+        Those that go through the store are kept for `lifetime`, by default as long as results are.
 
         Raises MeshError for a bundle that the caller does not see, and for what is no such array.
         """
@@ -117,7 +119,8 @@ class GeometryMesh:
             self.store,
             given,
             max_bytes=self.settings.max_batch_bytes,
-            lifetime=self.result_lifetime,
+            holder=holder(current_identity()),
+            lifetime=lifetime or self.result_lifetime,
         )
 
     def model(self, model_id: str) -> model_pb2.ModelSpec:

@@ -26,7 +26,7 @@ from bxmesh.work.v1 import work_pb2
 _log = logging.getLogger(__name__)
 
 # Errors that another try will not change: the input is at fault, or the caller.
-_FINAL = frozenset(
+FINAL = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.NOT_FOUND,
@@ -78,10 +78,10 @@ class Settlement:
             await self.finish(held, "cancelled", None, error)
         elif error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
             await self.finish(held, "expired", None, error)
-        elif error.code in _FINAL and held.item.reply_to:
+        elif error.code in FINAL and held.item.reply_to:
             # Whoever waits gets the error as the answer; a dead letter would tell nobody more.
             await self.finish(held, "answered_with_error", None, error)
-        elif error.code in _FINAL or held.attempt >= held.item.max_attempts:
+        elif error.code in FINAL or held.attempt >= held.item.max_attempts:
             await self.bury(held, error)
         else:
             await self.retry(held, error)

@@ -204,8 +204,8 @@ local function finish(id, live, state, err, reason, unseen)
   redis.call('ZADD', ENDED, live.expires, id)
 end
 -- An attempt is over without a result: another one follows, or none.
-local function fail(id, live, err, reason, jitter, unseen)
-  local over = live.attempts - live.spared >= live.limit
+local function fail(id, live, err, reason, jitter, unseen, hopeless)
+  local over = hopeless or live.attempts - live.spared >= live.limit
   for _, final in ipairs(live.final) do over = over or final == reason end
   if over then return finish(id, live, FAILED, err, reason, unseen) end
   let_go(id, live, 0, unseen)
@@ -344,7 +344,7 @@ if live.holder ~= '' then
     redis.call('HSET', record(id), 'result', payload)
     finish(id, live, COMPLETED, '')
   else
-    fail(id, live, payload, ARGV[8], tonumber(ARGV[9]))
+    fail(id, live, payload, ARGV[8], tonumber(ARGV[9]), nil, kind == 'hopeless')
   end
 elseif kind == 'left' and (live.state == CANCELLED or live.state == TIMED_OUT)
   and redis.call('HSETNX', record(id), 'result', payload) == 1 then

@@ -314,16 +314,26 @@ class TaskStore:
 
         Raises MeshError for one that has not: another attempt will be made at it.
         """
-        await self._say(task_id, result, attempt, agent_id, "", "", whole=False, left=True)
+        await self._say(task_id, result, attempt, agent_id, "", "", "left", whole=False)
 
     async def fail(
-        self, task_id: str, attempt: int, agent_id: str, error: status_pb2.Status
+        self,
+        task_id: str,
+        attempt: int,
+        agent_id: str,
+        error: status_pb2.Status,
+        *,
+        hopeless: bool = False,
     ) -> pb.Task:
-        """Says that the attempt has failed: it is tried again later if its policy says so."""
-        return await self._report(task_id, attempt, agent_id, error)
+        """Says that the attempt has failed: it is tried again later if its policy says so, and it is
+        not hopeless."""
+        kind = "hopeless" if hopeless else ""
+        return await self._report(task_id, attempt, agent_id, error, kind)
 
-    async def _report(self, task_id: str, attempt: int, agent_id: str, report: Report) -> pb.Task:
-        answer = await self._say(task_id, report, attempt, agent_id, "", "", whole=True)
+    async def _report(
+        self, task_id: str, attempt: int, agent_id: str, report: Report, kind: str = ""
+    ) -> pb.Task:
+        answer = await self._say(task_id, report, attempt, agent_id, "", "", kind, whole=True)
         return Record.of(answer).task()
 
     async def report_delivery(
@@ -341,18 +351,19 @@ class TaskStore:
         agent_id: str,
         identity: str,
         delivery_id: str,
+        kind: str = "",
         *,
         whole: bool,
-        left: bool = False,
     ) -> Any:
-        kind, reason, error = "progress", "", None
+        reason, error = "", None
         if isinstance(report, pb.TaskProgress):
+            kind = "progress"
             report.ClearField("update_time")
         elif isinstance(report, message_pb2.Payload):
-            kind = "left" if left else "result"
+            kind = kind or "result"
         elif isinstance(report, status_pb2.Status):
             error = MeshError.from_status(report)
-            kind, reason, report = "error", error.reason, clipped(report)
+            kind, reason, report = kind or "error", error.reason, clipped(report)
         answer = await self._call(
             scripts.REPORT,
             task_id,

@@ -111,7 +111,13 @@ class Calculations:
         work = unpack(context.item.payload, geometry_work_pb2.GradientsWork)
         steps = Steps(announcer(context, self._worker_id))
         return await self.in_thread(
-            lambda: self.compute(work, steps, lambda done: context.cancelled, context.item.identity)
+            lambda: self.compute(
+                work,
+                steps,
+                lambda done: context.cancelled,
+                context.item.identity,
+                self._result_lifetime,
+            )
         )
 
     async def calculation(self, context: WorkContext) -> geometry_work_pb2.CalculationWorkResult:
@@ -121,7 +127,12 @@ class Calculations:
         tell = teller(context)
         return await self.in_thread(
             lambda: self.calculate(
-                work, steps, tell, lambda: context.cancelled, context.item.identity
+                work,
+                steps,
+                tell,
+                lambda: context.cancelled,
+                context.item.identity,
+                self._result_lifetime,
             )
         )
 
@@ -132,6 +143,7 @@ class Calculations:
         tell: Callable[[Message], None],
         is_over: Callable[[], bool],
         identity: str,
+        lifetime: timedelta,
     ) -> geometry_work_pb2.CalculationWorkResult:
         """Does a calculation in the calling thread and stores its tensors for an identity."""
         request, calculator = _calculator(work.request)
@@ -148,7 +160,7 @@ class Calculations:
                 media_type=media_type,
                 derived_from=sources,
                 holder=bundle_pb2.BundleHolder(identity_id=identity),
-                lifetime=self._result_lifetime,
+                lifetime=lifetime,
                 durable=False,
             )
             return bundle.bundle_id
@@ -164,7 +176,9 @@ class Calculations:
             result.summary.Pack(summary)
             if arrays:
                 with steps.step("store"):
-                    result.bundle_id = self._store_arrays(arrays, tuple(sources), identity)
+                    result.bundle_id = self._store_arrays(
+                        arrays, tuple(sources), identity, lifetime
+                    )
                 result.tensors.extend(to_spec(array, name) for name, array in arrays.items())
             result.step_times.extend(steps.times)
         return result
@@ -175,6 +189,7 @@ class Calculations:
         steps: Steps,
         is_over: IsOver,
         identity: str,
+        lifetime: timedelta,
     ) -> geometry_work_pb2.GradientsWorkResult:
         """Computes samples in the calling thread and stores their gradients for an identity.
 
@@ -196,7 +211,7 @@ class Calculations:
                 )
                 arrays = stack(evaluation, gradients, len(values), dtype)
                 sources = filter(None, (work.model_id, work.coordinates.bundle_id))
-                bundle_id = self._store_arrays(arrays, tuple(sources), identity)
+                bundle_id = self._store_arrays(arrays, tuple(sources), identity, lifetime)
         specs = [
             to_spec(arrays[name], name, unit) for name, (_, unit) in evaluation.tensors.items()
         ]
@@ -247,14 +262,18 @@ class Calculations:
         return array
 
     def _store_arrays(
-        self, arrays: Mapping[str, Array], sources: tuple[str, ...], identity: str
+        self,
+        arrays: Mapping[str, Array],
+        sources: tuple[str, ...],
+        identity: str,
+        lifetime: timedelta,
     ) -> str:
         with self._store.writer(
             bundle_pb2.BUNDLE_KIND_GRADIENTS,
             media_type="application/octet-stream",
             derived_from=sources,
             holder=bundle_pb2.BundleHolder(identity_id=identity),
-            lifetime=self._result_lifetime,
+            lifetime=lifetime,
             durable=False,
         ) as writer:
             for array in arrays.values():

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from bxmesh.server.interceptors.validation import refuse_invalid
 from bxmesh.server.security.identities import Identity
 from bxmesh.server.streams.entries import HeldEntry
 from bxmesh.server.streams.mailboxes import TASK
+from bxmesh.server.streams.settlement import FINAL
 from bxmesh.server.tasks import TaskStore
 from bxmesh.tensors import TensorError, size_bytes
 from bxmesh.work.v1 import work_pb2
@@ -60,7 +62,9 @@ class GeometryTasks:
         tasks: TaskStore,
         *,
         max_batch_bytes: int,
+        result_lifetime: timedelta,
     ) -> None:
+        self._result_lifetime = result_lifetime
         self._worker_id = worker_id
         self._calculations = calculations
         self._store = store
@@ -94,7 +98,13 @@ class GeometryTasks:
             result = await self._compute(task, attempt, held)
         except MeshError as error:
             if not held.over:
-                await self._tasks.fail(task.task_id, attempt, self._worker_id, error.to_status())
+                await self._tasks.fail(
+                    task.task_id,
+                    attempt,
+                    self._worker_id,
+                    error.to_status(),
+                    hopeless=error.code in FINAL,
+                )
         else:
             payload = message_pb2.Payload()
             payload.protobuf.Pack(result)
@@ -143,7 +153,9 @@ class GeometryTasks:
 
         steps = Steps(lambda step: tell(gradients_pb2.Progress(step=step)))
         return await self._calculations.in_thread(
-            lambda: self._calculations.calculate(work, steps, tell, lambda: held.over, task.owner)
+            lambda: self._calculations.calculate(
+                work, steps, tell, lambda: held.over, task.owner, self._result_lifetime
+            )
         )
 
     async def _gradients(
@@ -179,7 +191,9 @@ class GeometryTasks:
 
         steps = Steps(lambda step: tell(0.0, step))
         result = await self._calculations.in_thread(
-            lambda: self._calculations.compute(work, steps, is_over, task.owner)
+            lambda: self._calculations.compute(
+                work, steps, is_over, task.owner, self._result_lifetime
+            )
         )
         if result.ByteSize() > _MOST_RESULT_BYTES:
             raise invalid_argument(

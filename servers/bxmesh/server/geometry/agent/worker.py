@@ -104,6 +104,7 @@ class GeometryWorker:
             store,
             TaskStore(redis, TaskOptions(seals=settings.seals)),
             max_batch_bytes=settings.max_batch_bytes,
+            result_lifetime=timedelta(seconds=settings.bundle_lifetime),
         )
         self._mailbox = MailboxReader(
             Mailboxes(redis, settings.mailbox_options),
