@@ -24,7 +24,7 @@ from bxmesh.geometry.v1 import calculations_pb2, geometry_work_pb2, gradients_pb
 from bxmesh.geometry.v1 import job_pb2 as pb
 from bxmesh.tensors import TensorError, from_buffer, size_bytes
 
-__all__ = ["AsyncJobs", "Job", "JobPriority", "JobResult", "JobState"]
+__all__ = ["KINDS", "AsyncJobs", "Job", "JobPriority", "JobResult", "JobState"]
 
 JobState = Literal["pending", "running", "succeeded", "failed", "cancelled", "timed_out"]
 JobPriority = Literal["low", "medium", "high", "critical"]
@@ -40,6 +40,9 @@ _FIELDS: Mapping[type[Message], str] = {
     calculations_pb2.MinimizeRequest: "minimization",
     calculations_pb2.ExportRestraintsRequest: "restraints",
 }
+
+KINDS: Mapping[str, type[Message]] = {name: kind for kind, name in _FIELDS.items()}
+"""What a job can compute, and the request of the contract that says so."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 from uuid import uuid4
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bxmesh.client.agents.calls import AgentCalls
+from bxmesh.client.batches import BatchItem, Outcome, run_batch
 from bxmesh.client.bundles import AsyncBundles, BundleKind
 from bxmesh.client.calculation import compute_gradients
 from bxmesh.client.connection import Connection, Timeouts
@@ -201,6 +203,17 @@ class AsyncMesh(AgentCalls):
             return await compute_gradients(
                 self._connection, request, timeout, on_progress, trace_id
             )
+
+    async def batch(
+        self, items: Iterable[BatchItem], results: Path, *, most_open: int = 64
+    ) -> AsyncGenerator[Outcome, None]:
+        """Does a calculation for each item as a job, at most so many at once; yields how they end.
+
+        See `bxmesh.client.batches`: the file of results resumes what broke off.
+        """
+        async with aclosing(run_batch(self, items, results, most_open=most_open)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
 
     def session(
         self,

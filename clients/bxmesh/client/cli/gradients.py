@@ -21,7 +21,7 @@ from bxmesh.client.options import ALGORITHMS, ENGINES, TARGETS, GradientOptions
 from bxmesh.client.sync import Mesh
 from bxmesh.client.values import XRAY_TARGETS
 
-__all__ = ["gradients"]
+__all__ = ["Source", "gradients"]
 
 
 _MODEL_CHOICES = (
@@ -35,7 +35,7 @@ _MODEL_CHOICES = (
 )
 
 
-class _Source(click.Path):
+class Source(click.Path):
     """A file, or the name of a bundle that is on the mesh already."""
 
     name = "file or bundle"
@@ -44,6 +44,7 @@ class _Source(click.Path):
         super().__init__(exists=True, dir_okay=False, readable=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns the name, or the path of a file that is there."""
         if BUNDLE_ID.fullmatch(str(value)):
             return value
         return super().convert(value, param, ctx)
@@ -75,9 +76,9 @@ def _in_a_directory(ctx: click.Context, param: click.Parameter, path: Path | Non
 
 
 @click.command()
-@click.argument("model", type=_Source())
-@click.option("--reflections", type=_Source(), help="MTZ or structure-factor CIF.")
-@click.option("--restraints", type=_Source(), multiple=True, help="Restraint CIF; repeatable.")
+@click.argument("model", type=Source())
+@click.option("--reflections", type=Source(), help="MTZ or structure-factor CIF.")
+@click.option("--restraints", type=Source(), multiple=True, help="Restraint CIF; repeatable.")
 @click.option(
     "--target",
     type=click.Choice(TARGETS.choices),

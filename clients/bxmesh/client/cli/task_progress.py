@@ -8,15 +8,15 @@ from rich.console import Console
 
 from bxmesh.client.agents.tasks import Task
 
-__all__ = ["TaskLine"]
+__all__ = ["ChangingLine", "TaskLine"]
 
 
-class TaskLine:
+class ChangingLine:
     """On a terminal a line that changes, elsewhere a line for each change."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._status = self._console.status("waiting for an agent")
+        self._status = self._console.status("waiting")
         self._shown = ""
 
     def __enter__(self) -> Self:
@@ -27,13 +27,8 @@ class TaskLine:
     def __exit__(self, *error: object) -> None:
         self._status.stop()
 
-    def show(self, task: Task) -> None:
-        """Shows how far it is now."""
-        text = task.state.replace("_", " ")
-        if task.agent_id:
-            text += f" at {task.agent_id}"
-        if task.progress.update_time and not task.done:
-            text += f" {task.progress.percent:.0f}% {task.progress.message}".rstrip()
+    def say(self, text: str) -> None:
+        """Shows a text in place of the one before."""
         if text == self._shown:
             return
         self._shown = text
@@ -41,3 +36,16 @@ class TaskLine:
             self._status.update(text)
         else:
             self._console.print(text, style="dim", markup=False, soft_wrap=True)
+
+
+class TaskLine(ChangingLine):
+    """What a task is at."""
+
+    def show(self, task: Task) -> None:
+        """Shows how far it is now."""
+        text = task.state.replace("_", " ")
+        if task.agent_id:
+            text += f" at {task.agent_id}"
+        if task.progress.update_time and not task.done:
+            text += f" {task.progress.percent:.0f}% {task.progress.message}".rstrip()
+        self.say(text)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator
 
 from bxmesh.registry.v1 import agent_pb2
+from bxmesh.server.agent_selection import sticky_score
 from bxmesh.server.errors import unavailable
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.streams.connection import redis_errors
@@ -55,7 +55,7 @@ class Router:
                 retry_after=5.0,
                 reason="NO_WORKERS",
             )
-        return sorted(usable, key=lambda worker_id: _score(model_id, worker_id), reverse=True)
+        return sorted(usable, key=lambda worker_id: sticky_score(model_id, worker_id), reverse=True)
 
     def choose(self, ranked: list[str], spread: int = 0) -> str:
         """One of the ranked workers: with `spread` 0 the owner unless the next has much less to do.
@@ -83,7 +83,3 @@ class Router:
             self._in_flight[worker_id] -= 1
             if not self._in_flight[worker_id]:
                 del self._in_flight[worker_id]
-
-
-def _score(model_id: str, worker_id: str) -> bytes:
-    return hashlib.blake2b(f"{model_id}\0{worker_id}".encode(), digest_size=8).digest()
