@@ -26,6 +26,7 @@ NAMES = (
     "messages",
     "registry",
     "security",
+    "torch",
     "memory",
 )
 RESULTS = Path(__file__).parent / "results"

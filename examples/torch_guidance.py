@@ -22,8 +22,8 @@ def toy_denoiser(sites: Tensor, spread: float) -> Denoiser:
     """Predicts x0 as a diffusion model would that knows each atom to within a spread in angstrom."""
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        weight = spread**2 / (spread**2 + sigma**2)
-        return weight * x + (1 - weight) * sites
+        x0: Tensor = torch.lerp(sites, x, spread**2 / (spread**2 + sigma**2))
+        return x0
 
     return denoise
 
@@ -31,7 +31,7 @@ def toy_denoiser(sites: Tensor, spread: float) -> Denoiser:
 def sample(denoise: Denoiser, noise: Tensor, steps: int, guidance: Guidance | None) -> Tensor:
     """Euler steps from noise [B, N, 3] at 20 Å down to 0.02 Å (Karras et al. 2022)."""
     sigmas = torch.logspace(1.3, -1.7, steps + 1).tolist()
-    x = noise * sigmas[0]
+    x: Tensor = noise * sigmas[0]
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         if guidance is not None:

@@ -46,6 +46,6 @@ if __name__ == "__main__":
     parser.add_argument("model", type=Path, help="the macromolecule, PDB or mmCIF")
     parser.add_argument("data", type=Path, help="its reflections, MTZ")
     parser.add_argument("--shift", type=float, default=0.2, help="in angstrom, on each axis")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     main(options.model, options.data, options.shift, options.steps)

@@ -11,13 +11,7 @@ import pytest
 import torch
 
 from bxmesh.client import InvalidInput, Mesh, Model
-from bxmesh.client.torch import (
-    CombinedTarget,
-    GeometryEnergy,
-    MinimizationStep,
-    Minimizer,
-    XrayTarget,
-)
+from bxmesh.client.torch import GeometryEnergy, MinimizationStep, Minimizer, XrayTarget
 from bxmesh.server.embedded import EmbeddedMesh
 from tests.engine.wheel import PDB_1YJP, wheel_file
 from tests.mesh.conftest import state_dir, wait_until_it_serves
@@ -120,19 +114,6 @@ def test_scales_are_refreshed(mesh: Mesh, crystal: Model) -> None:
     assert energies[1] == pytest.approx(energies[0], rel=1e-6)
     with pytest.raises(InvalidInput, match="X-ray scales"):
         Minimizer(bowl, sites, refresh_scales_every=1).run(1)
-
-
-def test_r_free_falls(mesh: Mesh, crystal: Model) -> None:
-    with CombinedTarget(mesh, crystal, xray_weight=2000.0) as target:
-        start = moved(sites_of(crystal), 0.15)
-        target(start)
-        before = target.samples[0].xray
-        result = Minimizer(target, start).run(25)
-        target(result.coordinates)
-        after = target.samples[0].xray
-    assert before is not None and after is not None
-    assert before.r_free is not None and after.r_free is not None
-    assert after.r_free < before.r_free - 0.05
 
 
 def test_server_lost_and_started_again(state_dir: Path) -> None:

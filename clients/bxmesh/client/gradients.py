@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bxmesh.client.names import invalid
-from bxmesh.client.options import ENGINES
+from bxmesh.client.options import ENGINES, Target
 from bxmesh.client.values import GeometryValue, SampleValue, XrayValue
 from bxmesh.geometry.v1 import gradients_pb2 as pb
 
@@ -47,6 +47,14 @@ class Evaluation:
     def ok(self) -> bool:
         """Whether every sample was computed."""
         return all(m.status == pb.SAMPLE_STATUS_OK for m in self._messages)
+
+    def energies(self, target: Target) -> list[float]:
+        """The value of a target for each sample; NaN for one that was not computed."""
+        field = "energy" if target == "geometry" else "value"
+        return [
+            getattr(getattr(m, target), field) if m.status == pb.SAMPLE_STATUS_OK else np.nan
+            for m in self._messages
+        ]
 
     @property
     def geometry_sites(self) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -56,16 +57,18 @@ class _TargetFunction(torch.autograd.Function):
         # A copy: the answer is read-only memory, which torch cannot respect.
         gradients = torch.tensor(evaluated.gradients, dtype=dtype, device=coordinates.device)
         ctx.save_for_backward(coordinates, gradients.reshape(coordinates.shape))
+        ctx.some_failed = any(map(math.isnan, evaluated.energies))
         return energies.reshape(batch)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:
         (grad_energies,) = grad_outputs
         coordinates, gradients = ctx.saved_tensors
-        scale = grad_energies[..., None, None]
-        with torch.no_grad():
+        product = gradients * grad_energies[..., None, None]
+        if ctx.some_failed:
             # What multiplies a failed sample may be NaN as well, and must not spread.
-            product = torch.where(gradients == 0, 0, scale * gradients).to(coordinates.dtype)
+            product = torch.where(gradients == 0, 0, product)
+        product = product.to(coordinates.dtype)
         if torch.is_grad_enabled():
             apply: Any = _FirstOnly.apply
             product = apply(product, coordinates, grad_energies)

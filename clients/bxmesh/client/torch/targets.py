@@ -62,8 +62,7 @@ class Target(torch.nn.Module):
             raise invalid("on_failure", f'on_failure is "nan" or "raise", not {on_failure!r}')
         self.atom_map = atom_map
         """The caller's layout; None for the model's own."""
-        self.samples: tuple[SampleValue, ...] = ()
-        """What the mesh said of the last batch, sample by sample: terms, R factors, status."""
+        self._steps: list[Step] = []
         self._mesh = mesh
         self.model = model
         """The model, or its name."""
@@ -90,6 +89,11 @@ class Target(torch.nn.Module):
         """What `print` shows."""
         name = self.model.model_id if isinstance(self.model, Model) else self.model
         return f"{name}, atom_map={self.atom_map!r}"
+
+    @property
+    def samples(self) -> tuple[SampleValue, ...]:
+        """What the mesh said of the last batch, sample by sample: terms, R factors, status."""
+        return _samples(self._steps)
 
     def open(self) -> list[Session]:
         """Opens the sessions unless they are open, with the X-ray scales that were asked for last."""
@@ -169,17 +173,17 @@ class Target(torch.nn.Module):
             return self._masks[key]
 
     def _evaluate(self, batch: NDArray[Any]) -> Evaluated:
-        steps = _wait(self._taken(batch) or self._begin(batch))
-        samples = tuple(sample for step in steps for sample in step.samples)
-        self.samples = samples
-        if self._on_failure == "raise":
-            _raise_first_failure(samples)
+        steps = self._steps = _wait(self._taken(batch) or self._begin(batch))
+        if self._on_failure == "raise" and not all(step.ok for step in steps):
+            _raise_first_failure(steps)
         arrays = [step.arrays[f"{self.name}_sites"] for step in steps]
         gradients = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        return Evaluated([self._energy(s) if s.ok else np.nan for s in samples], gradients)
+        return Evaluated([e for step in steps for e in step.energies(self.name)], gradients)
 
     def _begin(self, batch: NDArray[Any]) -> list[Future[Step]]:
         sessions = self.open()
+        if len(sessions) == 1:
+            return [sessions[0].begin(batch)]
         parts = np.array_split(batch, min(len(sessions), max(1, len(batch))))
         return [session.begin(part) for session, part in zip(sessions, parts, strict=False)]
 
@@ -201,18 +205,11 @@ class Target(torch.nn.Module):
         while self._sessions:
             self._sessions.pop().close()
 
-    def _energy(self, sample: SampleValue) -> float:
-        raise NotImplementedError
-
 
 class GeometryEnergy(Target):
     """The geometry restraints' energy."""
 
     name = "geometry"
-
-    def _energy(self, sample: SampleValue) -> float:
-        assert sample.geometry is not None
-        return sample.geometry.energy
 
 
 class XrayTarget(Target):
@@ -220,19 +217,11 @@ class XrayTarget(Target):
 
     name = "xray"
 
-    def _energy(self, sample: SampleValue) -> float:
-        assert sample.xray is not None
-        return sample.xray.value
-
 
 class CombinedTarget(Target):
     """geometry_weight × geometry + xray_weight × X-ray; see GradientOptions for the weights."""
 
     name = "combined"
-
-    def _energy(self, sample: SampleValue) -> float:
-        assert sample.combined is not None
-        return sample.combined.value
 
 
 def _wait(pending: list[Future[Step]]) -> list[Step]:
@@ -248,11 +237,15 @@ def _cancel(pending: list[Future[Step]]) -> None:
         future.cancel()
 
 
-def _raise_first_failure(samples: tuple[SampleValue, ...]) -> None:
-    for index, sample in enumerate(samples):
+def _raise_first_failure(steps: list[Step]) -> None:
+    for index, sample in enumerate(_samples(steps)):
         if not sample.ok:
             raise invalid(
                 "coordinates",
                 f"sample {index} cannot be computed: {sample.message}",
                 f"SAMPLE_{sample.status.upper()}",
             )
+
+
+def _samples(steps: list[Step]) -> tuple[SampleValue, ...]:
+    return tuple(sample for step in steps for sample in step.samples)
