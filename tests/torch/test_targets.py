@@ -113,6 +113,7 @@ def test_batches_divided_among_sessions(
     one, two = batch.clone().requires_grad_(), batch.clone().requires_grad_()
     geometry(one).sum().backward()
     with GeometryEnergy(mesh, peptide, sessions=3) as divided:
+        assert len({session.worker_id for session in divided.open()}) == 2
         divided(two).sum().backward()
         assert divided(batch[:1]).shape == (1,)
     torch.testing.assert_close(one.grad, two.grad)

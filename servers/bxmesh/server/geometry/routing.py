@@ -73,6 +73,14 @@ class Router:
                 return worker_id
         return min(order, key=lambda worker_id: self._in_flight[worker_id])
 
+    def least_busy(self, ranked: list[str]) -> str:
+        """The ranked worker with the least to do, of equals the first; "" when there is none.
+
+        For what stays: a session is worth the model's second build, and several sessions of one model
+        would share one core otherwise while others idle.
+        """
+        return min(ranked, key=lambda worker_id: self._in_flight[worker_id], default="")
+
     @contextlib.contextmanager
     def occupied(self, worker_id: str) -> Iterator[None]:
         """Counts work against a worker for as long as the block lasts."""
