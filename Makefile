@@ -16,7 +16,7 @@ setup: $(READY) ## the environment in .venv, with `bxmesh` on its bin
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "bxmesh needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
-	@echo "Setting up $(VENV): cctbx and its friends are about 400 MB and take a few minutes the first time."
+	@echo "Setting up $(VENV): cctbx, PyTorch and their friends are about 1.2 GB and take a few minutes the first time."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet -e '.[dev,monomers]'
 	@touch $@

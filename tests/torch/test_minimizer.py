@@ -7,11 +7,12 @@ import threading
 import time
 from pathlib import Path
 
+import grpc
 import pytest
 import torch
 
-from bxmesh.client import InvalidInput, Mesh, Model
-from bxmesh.client.torch import GeometryEnergy, MinimizationStep, Minimizer, XrayTarget
+from bxmesh.client import InvalidInput, Mesh, Model, Unavailable
+from bxmesh.client.torch import AtomMap, GeometryEnergy, MinimizationStep, Minimizer, XrayTarget
 from bxmesh.server.embedded import EmbeddedMesh
 from tests.engine.wheel import PDB_1YJP, wheel_file
 from tests.mesh.conftest import state_dir, wait_until_it_serves
@@ -114,6 +115,43 @@ def test_scales_are_refreshed(mesh: Mesh, crystal: Model) -> None:
     assert energies[1] == pytest.approx(energies[0], rel=1e-6)
     with pytest.raises(InvalidInput, match="X-ray scales"):
         Minimizer(bowl, sites, refresh_scales_every=1).run(1)
+
+
+def test_session_lost_for_good(mesh: Mesh, peptide: Model) -> None:
+    class Lost(GeometryEnergy):
+        left = 2
+
+        def forward(
+            self, coordinates: torch.Tensor, mask: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            energy = super().forward(coordinates, mask)
+            self.left -= 1
+            if not self.left:
+                raise Unavailable("gone", code=grpc.StatusCode.UNAVAILABLE, reason="WORKERS_LOST")
+            return energy
+
+    start = moved(sites_of(peptide), 0.1)
+    with Lost(mesh, peptide) as target, GeometryEnergy(mesh, peptide) as undisturbed:
+        (before,) = target.open()
+        result = Minimizer(target, start).run(4)
+        (after,) = target.open()
+        assert after.session_id != before.session_id
+        torch.testing.assert_close(
+            result.coordinates, Minimizer(undisturbed, start).run(4).coordinates
+        )
+        target.left = 1
+        with pytest.raises(Unavailable, match="gone"):
+            Minimizer(target, start, patience=0.0).run(1)
+
+
+def test_layout_of_the_caller(mesh: Mesh, peptide: Model) -> None:
+    atom_map = AtomMap.atom37(peptide, missing="file")
+    with GeometryEnergy(mesh, peptide, atom_map=atom_map) as target:
+        start = atom_map.from_model(moved(sites_of(peptide).expand(2, -1, -1), 0.1))
+        result = Minimizer(target, start).run(10)
+        assert bool((result.energy < 0.5 * target(start)).all())
+    assert result.coordinates.shape == (2, 7, 37, 3)
+    assert result.coordinates[:, ~atom_map.mask].abs().max() == 0
 
 
 def test_server_lost_and_started_again(state_dir: Path) -> None:

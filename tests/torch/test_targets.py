@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -234,12 +234,47 @@ def test_atom37(geometry: GeometryEnergy, peptide: Model) -> None:
     torch.testing.assert_close(places.grad, atom_map.from_model(sites.grad))
 
 
+def test_mask_beside_the_coordinates(mesh: Mesh, peptide: Model, geometry: GeometryEnergy) -> None:
+    atom_map = AtomMap.atom37(peptide, missing="file")
+    places = atom_map.from_model(sites_of(peptide))
+    with pytest.raises(InvalidInput, match='missing="file"'):
+        geometry(places, atom_map.mask)  # it lacks the waters
+    with GeometryEnergy(mesh, peptide, atom_map=atom_map) as target:
+        assert target(places, atom_map.mask).item() == geometry(sites_of(peptide)).item()
+        with pytest.raises(InvalidInput, match="lacks atoms"):
+            target(places, torch.zeros_like(atom_map.mask))
+
+
 def test_module(mesh: Mesh, peptide: Model) -> None:
     network = torch.nn.ModuleDict({"geometry": GeometryEnergy(mesh, peptide)})
     assert network.state_dict() == {}
     network.to(torch.float16).train()
-    assert "GeometryEnergy" in repr(network)
-    assert threading.active_count() < 100
+    assert "GeometryEnergy(sha256:" in repr(network)
+    twin = copy.deepcopy(network)["geometry"]
+    assert isinstance(twin, GeometryEnergy)
+    with twin:
+        assert twin(sites_of(peptide)).isfinite()
+
+
+def test_compiled(geometry: GeometryEnergy, peptide: Model) -> None:
+    outside = torch.compiler.disable(geometry)
+    compiled = torch.compile(lambda sites: 2 * outside(sites + 1).sin(), backend="eager")
+    sites = sites_of(peptide)
+    torch.testing.assert_close(compiled(sites), 2 * geometry(sites + 1).sin())
+
+
+@pytest.mark.parametrize("coordinates", [np.zeros((66, 3)), torch.zeros(66, 3, dtype=torch.int64)])
+def test_other_than_floating_point_tensors(geometry: GeometryEnergy, coordinates: object) -> None:
+    with pytest.raises(InvalidInput, match="floating-point"):
+        geometry(coordinates)
+
+
+@pytest.mark.parametrize("options", [{"sessions": 0}, {"on_failure": "ignore"}])
+def test_bad_options(mesh: Mesh, peptide: Model, options: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput):
+        GeometryEnergy(mesh, peptide, **options)
+    with pytest.raises(InvalidInput, match="Mesh"):
+        GeometryEnergy(None, peptide)
 
 
 @pytest.mark.parametrize("shape", [(3,), (66, 2), (65, 3), (0, 66, 3)])

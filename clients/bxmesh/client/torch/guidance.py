@@ -87,9 +87,10 @@ class Guidance:
         progress = step / max(1, steps - 1)
         if step % self._every or not self._start <= progress <= self._end:
             return torch.zeros_like(x0)
-        move = -self._weight(progress) * gradient(self._target, x0)
+        energies, gradients = _evaluated(self._target, x0)
+        move = -self._weight(progress) * gradients
         if self._clip is not None:
-            dims = (-1,) if self._clip_by == "atom" else tuple(range(-2, 0))
+            dims = (-1,) if self._clip_by == "atom" else tuple(range(energies.ndim, x0.ndim))
             norm = torch.linalg.vector_norm(move, dim=dims, keepdim=True)
             move = move * (self._clip / norm.clamp_min(self._clip))
         return move
@@ -170,16 +171,17 @@ class BoltzPotential:
         """Returns the gradients [samples, atoms, 3], zero on padding."""
         present = _present(feats, coords)
         gradients = torch.zeros_like(coords)
-        gradients[..., present, :] = gradient(self._target, coords[..., present, :])
+        _, gradients[..., present, :] = _evaluated(self._target, coords[..., present, :])
         return gradients
 
 
-def gradient(target: Callable[[Tensor], Tensor], coordinates: Tensor) -> Tensor:
-    """Returns the gradient of the energies' sum at coordinates, under no_grad and inference too."""
+def _evaluated(target: Callable[[Tensor], Tensor], coordinates: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns energies and gradients at coordinates, under no_grad and inference_mode too."""
     with torch.inference_mode(False), torch.enable_grad():
         here = coordinates.detach().clone().requires_grad_(True)
-        (result,) = torch.autograd.grad(target(here).sum(), here)
-    return result
+        energies = target(here)
+        (gradients,) = torch.autograd.grad(energies.sum(), here)
+    return energies.detach(), gradients
 
 
 def _present(feats: Mapping[str, Tensor], coords: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class Minimizer:
             def closure(first: list[tuple[Tensor, float]] = first) -> Tensor:
                 energy = self._evaluate()
                 if not first:
-                    first.append((energy, self._gradient_rms()))
+                    first.append((energy, self._gradient_rms(energy.ndim)))
                 return self._loss
 
             self.optimizer.step(closure)  # type: ignore[arg-type]
@@ -192,10 +192,11 @@ class Minimizer:
         self._best_energy = torch.where(better, energy, self._best_energy)
         self._best = torch.where(_beside(better, here), here, self._best)
 
-    def _gradient_rms(self) -> float:
+    def _gradient_rms(self, batch_ndim: int) -> float:
         gradient = self.coordinates.grad
         assert gradient is not None
-        return float(gradient.square().sum(-1).mean(-1).sqrt().max())
+        atoms = tuple(range(batch_ndim, gradient.ndim - 1))
+        return float(gradient.square().sum(-1).mean(atoms).sqrt().max())
 
     def _stalls(self) -> bool:
         assert self._best_energy is not None
@@ -211,7 +212,8 @@ class Minimizer:
         if not isinstance(self._target, Target):
             raise invalid("refresh_scales_every", "only a target of the mesh has X-ray scales")
         target, here = self._target, self.coordinates.detach()
-        one = here.reshape(-1, *here.shape[-2:])[0]
+        depth = 2 if target.atom_map is None else len(target.atom_map.shape) + 1
+        one = here.reshape(-1, *here.shape[-depth:])[0]
         self._resiliently(lambda: target.refresh_scales(one))
         # Energies under other scales are not to be compared.
         self._best_energy, self._lowest = None, []

@@ -26,6 +26,7 @@ __all__ = ["CombinedTarget", "GeometryEnergy", "OnFailure", "Target", "XrayTarge
 OnFailure = Literal["nan", "raise"]
 
 _MOST_PREFETCHED = 8
+_MOST_MASKS = 16
 
 
 class Target(torch.nn.Module):
@@ -60,6 +61,10 @@ class Target(torch.nn.Module):
             raise invalid("sessions", f"{sessions} sessions are too few; 1 is the least")
         if on_failure not in ("nan", "raise"):
             raise invalid("on_failure", f'on_failure is "nan" or "raise", not {on_failure!r}')
+        if not isinstance(mesh, Mesh):
+            raise invalid(
+                "mesh", f"a target needs a Mesh, without asyncio, not {type(mesh).__name__}"
+            )
         self.atom_map = atom_map
         """The caller's layout; None for the model's own."""
         self._steps: list[Step] = []
@@ -84,6 +89,21 @@ class Target(torch.nn.Module):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Returns a target with sessions of its own on the same mesh, as for a moving average of a
+        network."""
+        copied = type(self)(
+            self._mesh,
+            self.model,
+            atom_map=self.atom_map,
+            on_failure=self._on_failure,
+            sessions=self._count,
+            timeout=self._timeout,
+            **self._options,
+        )
+        copied._scaled_at = self._scaled_at
+        return copied.train(self.training)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -153,6 +173,9 @@ class Target(torch.nn.Module):
         return energies_of(self._sites(coordinates, mask), self._evaluate)
 
     def _sites(self, coordinates: Tensor, mask: Tensor | None) -> Tensor:
+        if not isinstance(coordinates, Tensor) or not coordinates.is_floating_point():
+            what = getattr(coordinates, "dtype", type(coordinates).__name__)
+            raise invalid("coordinates", f"a tensor of floating-point numbers is due, not {what}")
         atom_map = self.atom_map if mask is None else self._map_of(mask)
         sites = coordinates if atom_map is None else atom_map.to_model(coordinates)
         if sites.ndim < 2 or sites.shape[-1] != 3:
@@ -169,6 +192,8 @@ class Target(torch.nn.Module):
         key = np.packbits(mask.bool().cpu().numpy()).tobytes()
         with self._lock:
             if key not in self._masks:
+                if len(self._masks) >= _MOST_MASKS:
+                    self._masks.clear()
                 self._masks[key] = AtomMap.atom37(self.model, mask)
             return self._masks[key]
 
