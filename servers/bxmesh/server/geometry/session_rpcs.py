@@ -277,7 +277,7 @@ class _Session:
             raise deadline_exceeded("The session's deadline has passed.")
         ranked = await mesh.router.workers(routing_key(record.spec))
         while True:
-            worker_id = mesh.router.choose(ranked)
+            worker_id = mesh.router.least_busy(ranked)
             async with mesh.client.submit(
                 mesh.queue, OPEN_SESSION, work, lane=worker_id, deadline=deadline, identity=caller()
             ) as submission:
