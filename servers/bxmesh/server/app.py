@@ -23,6 +23,8 @@ from bxmesh.server.activity import OFF, Activity, recording
 from bxmesh.server.agent.service import agent_service
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.embedded_valkey import EmbeddedValkey
+from bxmesh.server.errors import MeshError
+from bxmesh.server.execution_limits import ExecutionLimits
 from bxmesh.server.geometry.agent.capabilities import CAPABILITIES
 from bxmesh.server.geometry.mesh import GeometryMesh
 from bxmesh.server.geometry.queue import queue_options
@@ -32,15 +34,20 @@ from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.health import Health
 from bxmesh.server.listening import add_port, write_server_file
 from bxmesh.server.live_agents import LiveAgents
+from bxmesh.server.occupation import Work
 from bxmesh.server.reflection import add_reflection
 from bxmesh.server.registry.service import RegistryService
+from bxmesh.server.security import mesh_key
 from bxmesh.server.security.admin_key import load_or_create
 from bxmesh.server.security.belonging import belong
 from bxmesh.server.security.guard import Guard, guard
+from bxmesh.server.security.outpost import outpost
 from bxmesh.server.security.service import SecurityService
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, QueueGauges, WorkClient, WorkQueue, connect
 from bxmesh.server.streams.ending import end_tasks
+from bxmesh.server.streams.stopped import note_stopped
+from bxmesh.server.tasks import TaskOptions, TaskStore
 from bxmesh.server.tasks.running import running_tasks
 from bxmesh.server.unimplemented import offer
 from bxmesh.server.worker_pool import WorkerPool
@@ -72,6 +79,15 @@ class MeshServer:
         self.activity: Activity = OFF
         self._agents = LiveAgents(redis)
 
+    async def stopped(self, worker_id: str, work: Work, error: MeshError) -> None:
+        """Tells why a worker is stopped at a piece of work. Raises what Redis raises."""
+        task_id, is_task, attempt = work.item_id.partition(":")
+        if is_task:
+            store = TaskStore(self.redis, TaskOptions(seals=self.settings.seals))
+            await store.fail(task_id, int(attempt), worker_id, error.to_status())
+        else:
+            await note_stopped(self.redis, self.queue.keys, work.item_id, error)
+
     async def _bury_worker(self, worker_id: str) -> None:
         try:
             moved = await self.queue.retire(worker_id)
@@ -102,8 +118,13 @@ async def serve(settings: Settings) -> AsyncIterator[MeshServer]:
         if set(settings.services) - {"workers"}:
             await _start_services(server, stack)
         if "workers" in settings.services and settings.workers:
+            key = await asyncio.to_thread(mesh_key.load_or_create, settings.mesh_key_path)
+            policies, events = await stack.enter_async_context(outpost(redis, key))
             server.workers.start()
             stack.push_async_callback(server.workers.stop)
+            await stack.enter_async_context(
+                ExecutionLimits(server.workers, settings.run_dir, policies, events, server.stopped)
+            )
         yield server
 
 

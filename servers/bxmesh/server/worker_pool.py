@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 
+from bxmesh.server.occupation import occupation_path
 from bxmesh.server.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -39,12 +40,20 @@ class WorkerPool:
         self._on_death = on_death
         self._keepers: list[asyncio.Task[None]] = []
         self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._killed: set[str] = set()
         self._stopping = False
 
     @property
     def pids(self) -> dict[str, int]:
         """The running processes by worker id."""
         return {worker_id: process.pid for worker_id, process in self._processes.items()}
+
+    def kill(self, worker_id: str) -> None:
+        """Ends a worker at once, for what it is at; another takes its place."""
+        if process := self._processes.get(worker_id):
+            self._killed.add(worker_id)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
 
     def start(self) -> None:
         """Starts the workers."""
@@ -80,7 +89,10 @@ class WorkerPool:
                 return
             _log.error("worker %s ended with %s; it is replaced", worker_id, code)
             await self._on_death(worker_id)
-            pause = _FIRST_PAUSE if time.monotonic() - began > _GOOD_RUN else pause
+            if worker_id in self._killed or time.monotonic() - began > _GOOD_RUN:
+                # Nothing says that the next one would not do well.
+                pause = _FIRST_PAUSE
+            self._killed.discard(worker_id)
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE, 2 * pause)
 
@@ -108,6 +120,7 @@ class WorkerPool:
             raise
         finally:
             del self._processes[worker_id]
+            occupation_path(self._settings.run_dir, worker_id).unlink(missing_ok=True)
 
     def _configuration(self) -> bytes:
         values = self._settings.model_dump(mode="json")

@@ -27,7 +27,9 @@ from bxmesh.server.geometry import frames
 from bxmesh.server.geometry.agent.capabilities import OPEN_SESSION
 from bxmesh.server.geometry.mesh import GeometryMesh, caller, result_of, routing_key
 from bxmesh.server.geometry.sharing import require_target
+from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.ending import end_tasks
+from bxmesh.server.streams.stopped import why_stopped
 
 _Request = gradients_pb2.StreamGradientsRequest
 _Response = gradients_pb2.StreamGradientsResponse
@@ -221,6 +223,11 @@ class _Session:
         return held[-1].coordinates if held else ""
 
     async def _replace_worker(self, lost: int) -> None:
+        queue = self._mesh.queue
+        with redis_errors():
+            stopped = await why_stopped(queue.redis, queue.keys, self._session_id)
+        if stopped is not None:
+            raise stopped
         if lost > _MOST_WORKERS:
             raise unavailable(
                 "Several workers in a row were lost at this step.",

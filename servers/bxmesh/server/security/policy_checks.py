@@ -18,12 +18,12 @@ from .permissions import METHODS
 
 __all__ = ["check_policy", "check_rate_limit"]
 
-# What this server does not enforce, it must not seem to.
-_NOT_ENFORCED = ("execution_limits",)
 # Every server holds a thousand versions.
 _MOST_BYTES = 256 * 1024
 # With hundreds of them in one pattern a match can take seconds.
 _MOST_WILDCARDS = 8
+# A worker has so much before it has any work.
+_LEAST_MEMORY = 128 << 20
 _LONGEST_FILL_SECONDS = 366 * 86400
 
 
@@ -80,9 +80,19 @@ def _complaints(policy: Policy) -> Iterator[tuple[str, str]]:
     for index, breaker in enumerate(policy.circuit_breakers):
         yield from _of_circuit_breaker(breaker, f"policy.circuit_breakers[{index}]")
     yield from data_loss.complaints(policy)
-    for name in _NOT_ENFORCED:
-        if getattr(policy, name):
-            yield f"policy.{name}", "is not enforced by this version; leave it out"
+    for index, bound in enumerate(policy.execution_limits):
+        field = f"policy.execution_limits[{index}]"
+        if bound.capability in {each.capability for each in policy.execution_limits[:index]}:
+            yield f"{field}.capability", f"{bound.capability or 'all'} is there twice"
+        if not bound.max_memory_bytes and not bound.HasField("max_duration"):
+            if not bound.HasField("max_cpu"):
+                yield field, "bounds nothing; set max_duration, max_cpu or max_memory_bytes"
+        elif 0 < bound.max_memory_bytes < _LEAST_MEMORY:
+            yield (
+                f"{field}.max_memory_bytes",
+                f"{bound.max_memory_bytes} bytes are less than a worker needs to start; "
+                f"{_LEAST_MEMORY} are the least",
+            )
 
 
 def _of_rate_limit(limit: RateLimit, field: str) -> Iterator[tuple[str, str]]:

@@ -76,6 +76,10 @@ class QueueKeys:
         """The channel that tells workers what nobody waits for any more."""
         return f"{self.root}:cancellations"
 
+    def stopped(self, item_id: str) -> str:
+        """Why the last worker at an item was stopped from outside."""
+        return f"{self.root}:stopped:{item_id}"
+
     def outcome(self, item_id: str) -> str:
         """How an item ended; what has ended is never begun again, so this also marks what was
         cancelled."""

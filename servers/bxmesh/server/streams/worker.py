@@ -30,6 +30,7 @@ from bxmesh.server.streams.metrics import WorkerCounters, WorkerMetrics
 from bxmesh.server.streams.queue import QueueOptions, WorkQueue, cancelled, messaging_attributes
 from bxmesh.server.streams.scripts import RENEW
 from bxmesh.server.streams.settlement import Settlement, worker_lost
+from bxmesh.server.streams.stopped import why_stopped
 from bxmesh.work.v1 import work_pb2
 
 _log = logging.getLogger(__name__)
@@ -202,9 +203,16 @@ class Worker:
         elif await self._was_cancelled(held):
             await self._settlement.settle(held, None, cancelled())
         elif held.attempt > item.max_attempts:
-            await self._settlement.bury(held, worker_lost(held))
+            await self._settlement.bury(held, await self._why_lost(held))
         else:
             await self._attempt(held, item)
+
+    async def _why_lost(self, held: HeldEntry) -> MeshError:
+        try:
+            error = await why_stopped(self.redis, self.queue.keys, held.item.item_id)
+        except REDIS_ERRORS:
+            error = None
+        return error or worker_lost(held)
 
     async def _attempt(self, held: HeldEntry, item: work_pb2.WorkItem) -> None:
         name = self.queue.options.name

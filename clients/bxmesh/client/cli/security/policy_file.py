@@ -66,6 +66,14 @@ quotas:
   - max_bundle_bytes: 100000000000
     max_open_tasks: 10000
     max_queued_messages: 50000
+# One piece of work of a geometry worker; the most special capability that fits counts. Memory is
+# that of the worker.
+execution_limits:
+  - capability: geometry
+    max_duration: 600s
+    max_memory_bytes: 8000000000
+# SIGNING_MODE_OFF, SIGNING_MODE_ACCEPT (the default) or SIGNING_MODE_REQUIRE.
+signing_mode: SIGNING_MODE_ACCEPT
 # Who fails so often in a row gets no tasks for a while, then one at a time; the first that fits counts.
 circuit_breakers:
   - target: "agent/*"

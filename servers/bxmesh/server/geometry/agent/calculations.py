@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextvars import copy_context
 from datetime import timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
@@ -17,7 +17,12 @@ from bxmesh.geometry.v1 import bundle_pb2, geometry_work_pb2, gradients_pb2, mod
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.errors import internal, invalid_argument, unimplemented
 from bxmesh.server.geometry.agent.calculators import CALCULATORS
-from bxmesh.server.geometry.agent.capabilities import CALCULATIONS, CREATE_MODEL, GRADIENTS
+from bxmesh.server.geometry.agent.capabilities import (
+    CALCULATIONS,
+    CREATE_MODEL,
+    GRADIENTS,
+    MODEL,
+)
 from bxmesh.server.geometry.agent.evaluation import Array, Evaluation, gradient_dtype, stack
 from bxmesh.server.geometry.agent.run import Calculator, Run
 from bxmesh.server.geometry.agent.steps import Steps, UnobservedSteps
@@ -33,6 +38,17 @@ _MOST_LISTED_ATOMS = 50_000
 _M = TypeVar("_M", bound=Message)
 _T = TypeVar("_T")
 IsOver = Callable[[int], bool]
+
+
+class Commission(NamedTuple):
+    """What a calculation is done for."""
+
+    item_id: str
+    """The work item."""
+    identity: str
+    """Who asked for it, and will hold the results."""
+    lifetime: timedelta
+    """How long these are kept."""
 
 
 class Calculations:
@@ -77,12 +93,17 @@ class Calculations:
         """Reads a model's inputs and says what is in them; keeps the model warm."""
         work = unpack(context.item.payload, geometry_work_pb2.CreateModelWork)
         steps = Steps(announcer(context, self._worker_id))
-        return await self.in_thread(lambda: self._create_model(work, steps))
+        return await self.in_thread(
+            lambda: self._create_model(work, steps, self._commission(context))
+        )
+
+    def _commission(self, context: WorkContext) -> Commission:
+        return Commission(context.item.item_id, context.item.identity, self._result_lifetime)
 
     def _create_model(
-        self, work: geometry_work_pb2.CreateModelWork, steps: Steps
+        self, work: geometry_work_pb2.CreateModelWork, steps: Steps, by: Commission
     ) -> geometry_work_pb2.CreateModelWorkResult:
-        with self._models.held():
+        with self._models.held(MODEL, by.item_id, by.identity):
             model = self._models.get(work.spec, steps)
             summary = model.summary
             library = engine_call(self._library.describe) if not summary.unknown_residues else None
@@ -115,8 +136,7 @@ class Calculations:
                 work,
                 steps,
                 lambda done: context.cancelled,
-                context.item.identity,
-                self._result_lifetime,
+                self._commission(context),
             )
         )
 
@@ -131,8 +151,7 @@ class Calculations:
                 steps,
                 tell,
                 lambda: context.cancelled,
-                context.item.identity,
-                self._result_lifetime,
+                self._commission(context),
             )
         )
 
@@ -142,10 +161,9 @@ class Calculations:
         steps: Steps,
         tell: Callable[[Message], None],
         is_over: Callable[[], bool],
-        identity: str,
-        lifetime: timedelta,
+        by: Commission,
     ) -> geometry_work_pb2.CalculationWorkResult:
-        """Does a calculation in the calling thread and stores its tensors for an identity."""
+        """Does a calculation in the calling thread and stores its tensors."""
         request, calculator = _calculator(work.request)
         given: gradients_pb2.Coordinates | None = getattr(request, "coordinates", None)
         coordinates = None if given is None else self._coordinates(given)
@@ -159,13 +177,14 @@ class Calculations:
                 kind,
                 media_type=media_type,
                 derived_from=sources,
-                holder=bundle_pb2.BundleHolder(identity_id=identity),
-                lifetime=lifetime,
+                holder=bundle_pb2.BundleHolder(identity_id=by.identity),
+                lifetime=by.lifetime,
                 durable=False,
             )
             return bundle.bundle_id
 
-        with self._models.held():
+        kind = CALCULATIONS[type(request)]
+        with self._models.held(kind, by.item_id, by.identity):
             model = self._models.get(work.spec, steps)
             if coordinates is not None:
                 coordinates = _one_sample(coordinates, len(model.atoms))
@@ -176,9 +195,7 @@ class Calculations:
             result.summary.Pack(summary)
             if arrays:
                 with steps.step("store"):
-                    result.bundle_id = self._store_arrays(
-                        arrays, tuple(sources), identity, lifetime
-                    )
+                    result.bundle_id = self._store_arrays(arrays, tuple(sources), by)
                 result.tensors.extend(to_spec(array, name) for name, array in arrays.items())
             result.step_times.extend(steps.times)
         return result
@@ -188,10 +205,9 @@ class Calculations:
         work: geometry_work_pb2.GradientsWork,
         steps: Steps,
         is_over: IsOver,
-        identity: str,
-        lifetime: timedelta,
+        by: Commission,
     ) -> geometry_work_pb2.GradientsWorkResult:
-        """Computes samples in the calling thread and stores their gradients for an identity.
+        """Computes samples in the calling thread and stores their gradients.
 
         Before each sample `is_over` is asked, with the number done, whether to give up.
         """
@@ -200,7 +216,7 @@ class Calculations:
             coordinates = coordinates[work.sample_start : work.sample_stop]
         # Held for the whole share, short as it is, and while the result is stored too: a thread
         # that wants the interpreter while another one is in cctbx waits a whole evaluation each time.
-        with self._models.held():
+        with self._models.held(GRADIENTS, by.item_id, by.identity):
             evaluation = Evaluation(self._models.get(work.spec, steps), work.options)
             evaluation.prepare(steps)
             with steps.step("gradients"):
@@ -211,7 +227,7 @@ class Calculations:
                 )
                 arrays = stack(evaluation, gradients, len(values), dtype)
                 sources = filter(None, (work.model_id, work.coordinates.bundle_id))
-                bundle_id = self._store_arrays(arrays, tuple(sources), identity, lifetime)
+                bundle_id = self._store_arrays(arrays, tuple(sources), by)
         specs = [
             to_spec(arrays[name], name, unit) for name, (_, unit) in evaluation.tensors.items()
         ]
@@ -265,15 +281,14 @@ class Calculations:
         self,
         arrays: Mapping[str, Array],
         sources: tuple[str, ...],
-        identity: str,
-        lifetime: timedelta,
+        by: Commission,
     ) -> str:
         with self._store.writer(
             bundle_pb2.BUNDLE_KIND_GRADIENTS,
             media_type="application/octet-stream",
             derived_from=sources,
-            holder=bundle_pb2.BundleHolder(identity_id=identity),
-            lifetime=lifetime,
+            holder=bundle_pb2.BundleHolder(identity_id=by.identity),
+            lifetime=by.lifetime,
             durable=False,
         ) as writer:
             for array in arrays.values():

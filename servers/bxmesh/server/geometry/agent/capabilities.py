@@ -8,7 +8,8 @@ from bxmesh.geometry.v1 import calculations_pb2 as pb
 
 QUEUE = "geometry"
 AGENT_TYPE = "geometry.worker"
-CAPABILITIES = ("geometry.model", "geometry.gradients", "geometry.session")
+MODEL, SESSION = "geometry.model", "geometry.session"
+CAPABILITIES = (MODEL, "geometry.gradients", SESSION)
 
 CREATE_MODEL = "geometry.create_model"
 GRADIENTS = "geometry.gradients"

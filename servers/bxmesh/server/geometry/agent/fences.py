@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 
 from redis.asyncio import Redis
@@ -12,14 +12,11 @@ from redis.asyncio import Redis
 from bxmesh.security.v1.violation_pb2 import SEVERITY_HIGH, VIOLATION_KIND_MODULE
 from bxmesh.server.geometry.agent.capabilities import CAPABILITIES
 from bxmesh.server.sandbox import ModuleFence
-from bxmesh.server.security.audit import AuditLog
 from bxmesh.server.security.events import SecurityEvents, ViolationEvent
 from bxmesh.server.security.mesh_key import MeshKey
-from bxmesh.server.security.mirror import Mirror
-from bxmesh.server.security.policies import POLICY, Policies
-from bxmesh.server.security.recorder import Recorder, tell_forged_entry
-from bxmesh.server.security.records import Records
-from bxmesh.server.security.violations import Violations
+from bxmesh.server.security.outpost import outpost
+from bxmesh.server.security.policies import Policies
+from bxmesh.server.security.recorder import tell_forged_entry
 from bxmesh.server.settings import Settings
 
 __all__ = ["fenced"]
@@ -28,14 +25,9 @@ __all__ = ["fenced"]
 @asynccontextmanager
 async def fenced(settings: Settings, redis: Redis, key: MeshKey) -> AsyncIterator[None]:
     """Has a worker's fences told of and kept to within a block; the module fence stays for good."""
-    async with AsyncExitStack() as stack:
-        mirror = await stack.enter_async_context(Mirror(Records(redis, key), (POLICY,)))
-        recorder = await stack.enter_async_context(
-            Recorder(AuditLog(redis, key), Violations(redis, key))
-        )
+    async with outpost(redis, key) as (policies, recorder):
         settings.seals.on_forged = partial(tell_forged_entry, recorder)
         if settings.sandbox != "off":
-            policies = Policies(mirror)
             loop = asyncio.get_running_loop()
 
             def told(what: str) -> None:

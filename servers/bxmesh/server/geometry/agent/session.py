@@ -15,6 +15,7 @@ from bxmesh.geometry.v1 import geometry_work_pb2, gradients_pb2
 from bxmesh.server import telemetry
 from bxmesh.server.errors import MeshError, internal, invalid_argument
 from bxmesh.server.geometry import frames
+from bxmesh.server.geometry.agent.capabilities import SESSION
 from bxmesh.server.geometry.agent.evaluation import Array, Evaluation, gradient_dtype, stack
 from bxmesh.server.geometry.agent.warm_models import WarmModels, engine_call
 from bxmesh.server.geometry.engine import as_samples
@@ -43,6 +44,7 @@ class Session:
     def __init__(
         self,
         work: geometry_work_pb2.OpenSessionWork,
+        identity: str,
         evaluation: Evaluation,
         connection: socket.socket,
         models: WarmModels,
@@ -50,6 +52,7 @@ class Session:
         remember_scales: RememberScales,
     ) -> None:
         self._work = work
+        self._identity = identity
         self._evaluation = evaluation
         self._connection = connection
         self._models = models
@@ -134,7 +137,7 @@ class Session:
             self._send_result(step.step_id, values, arrays)
 
     def _refresh_scales(self, step_id: int, sites: Array) -> None:
-        with self._models.held():
+        with self._models.held(SESSION, self._work.session_id, self._identity):
             self._evaluation.refresh_scales(sites)
         self._remember_scales(self._work, step_id, sites)
 
@@ -146,7 +149,7 @@ class Session:
             if index and self._is_abandoned():
                 raise ConnectionAbortedError("nobody waits for the step any more")
             # Held for one sample only, so that others on this worker get their turns.
-            with self._models.lock, self._span():
+            with self._models.stepping(self._work.session_id, self._identity), self._span():
                 value, sample = self._evaluation.evaluate(sites)
             value.sample = index
             values.append(value)

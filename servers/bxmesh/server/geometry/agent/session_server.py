@@ -28,6 +28,7 @@ from bxmesh.server.geometry.agent.calculations import (
     announcer,
     unpack,
 )
+from bxmesh.server.geometry.agent.capabilities import SESSION
 from bxmesh.server.geometry.agent.evaluation import Array, Evaluation
 from bxmesh.server.geometry.agent.session import Session
 from bxmesh.server.geometry.agent.steps import Steps
@@ -48,6 +49,7 @@ class _Offer:
     """A session that was prepared for whoever brings the token."""
 
     work: geometry_work_pb2.OpenSessionWork
+    identity: str
     evaluation: Evaluation
     context: otel_context.Context
     expires: float
@@ -106,25 +108,31 @@ class SessionServer:
         if self.open_sessions >= self._most_sessions:
             return geometry_work_pb2.OpenSessionWorkResult()
         steps = Steps(announcer(context, self._worker_id))
-        evaluation, opened = await self._calculations.in_thread(lambda: self._prepare(work, steps))
+        evaluation, opened = await self._calculations.in_thread(
+            lambda: self._prepare(work, steps, context)
+        )
         token = secrets.token_bytes(frames.TOKEN_BYTES)
         with self._guard:
             self._offers[token] = _Offer(
-                work, evaluation, otel_context.get_current(), time.monotonic() + _CONNECT_SECONDS
+                work,
+                context.item.identity,
+                evaluation,
+                otel_context.get_current(),
+                time.monotonic() + _CONNECT_SECONDS,
             )
         return geometry_work_pb2.OpenSessionWorkResult(
             opened=opened, address=self.address, token=token
         )
 
     def _prepare(
-        self, work: geometry_work_pb2.OpenSessionWork, steps: Steps
+        self, work: geometry_work_pb2.OpenSessionWork, steps: Steps, context: WorkContext
     ) -> tuple[Evaluation, gradients_pb2.SessionOpened]:
         opened = gradients_pb2.SessionOpened(
             session_id=work.session_id,
             worker_id=self._worker_id,
             engine=gradients_pb2.ENGINE_CCTBX,
         )
-        with self._models.held():
+        with self._models.held(SESSION, context.item.item_id, context.item.identity):
             evaluation = Evaluation(self._models.get(work.spec, steps), work.options)
             if work.scales_coordinates:
                 sites = load_coordinates(self._store, work.scales_coordinates)
@@ -172,6 +180,7 @@ class SessionServer:
             try:
                 session = Session(
                     offer.work,
+                    offer.identity,
                     offer.evaluation,
                     connection,
                     self._models,

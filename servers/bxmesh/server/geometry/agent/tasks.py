@@ -20,7 +20,7 @@ from bxmesh.geometry.v1 import bundle_pb2, calculations_pb2, geometry_work_pb2, 
 from bxmesh.server import telemetry
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.errors import MeshError, invalid_argument, not_found, unimplemented
-from bxmesh.server.geometry.agent.calculations import Calculations
+from bxmesh.server.geometry.agent.calculations import Calculations, Commission
 from bxmesh.server.geometry.agent.capabilities import CALCULATIONS, GRADIENTS
 from bxmesh.server.geometry.agent.steps import Steps
 from bxmesh.server.geometry.coordinates import check_shape, load_coordinates
@@ -154,7 +154,7 @@ class GeometryTasks:
         steps = Steps(lambda step: tell(gradients_pb2.Progress(step=step)))
         return await self._calculations.in_thread(
             lambda: self._calculations.calculate(
-                work, steps, tell, lambda: held.over, task.owner, self._result_lifetime
+                work, steps, tell, lambda: held.over, self._commission(task, held)
             )
         )
 
@@ -191,9 +191,7 @@ class GeometryTasks:
 
         steps = Steps(lambda step: tell(0.0, step))
         result = await self._calculations.in_thread(
-            lambda: self._calculations.compute(
-                work, steps, is_over, task.owner, self._result_lifetime
-            )
+            lambda: self._calculations.compute(work, steps, is_over, self._commission(task, held))
         )
         if result.ByteSize() > _MOST_RESULT_BYTES:
             raise invalid_argument(
@@ -202,6 +200,9 @@ class GeometryTasks:
                 reason="RESULT_TOO_LARGE",
             )
         return result
+
+    def _commission(self, task: task_pb2.Task, held: HeldEntry) -> Commission:
+        return Commission(held.item.item_id, task.owner, self._result_lifetime)
 
     async def _tell(self, task_id: str, attempt: int, progress: Any) -> None:
         # How far it is may be lost; that it was cancelled is told to the mailbox.

@@ -14,11 +14,13 @@ from typing import TypeVar
 
 from bxmesh.geometry.v1 import model_pb2
 from bxmesh.server.bundles import BundleStore
+from bxmesh.server.geometry.agent.capabilities import SESSION
 from bxmesh.server.geometry.agent.steps import Steps
 from bxmesh.server.geometry.conversions import error_of, model_options
 from bxmesh.server.geometry.engine import EngineError, ModelInputs, RestraintLibrary
 from bxmesh.server.geometry.engine.model import BuiltModel, build
 from bxmesh.server.geometry.inputs import naming
+from bxmesh.server.occupation import Occupation
 
 _BUILD_SECONDS = 30.0
 _GIVE_WAY_SECONDS = 1e-4
@@ -35,6 +37,7 @@ class WarmModels:
         self,
         store: BundleStore,
         library: RestraintLibrary,
+        occupation: Occupation,
         *,
         most_models: int,
         most_bytes: int,
@@ -44,6 +47,7 @@ class WarmModels:
         self.lock = threading.RLock()
         self._store = store
         self._library = library
+        self._occupation = occupation
         self._most_models = most_models
         self._most_bytes = most_bytes
         self._most_atoms = most_atoms
@@ -63,28 +67,35 @@ class WarmModels:
             _freeze()
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Holds `lock` for a calculation, which ends the process when it takes far too long.
+    def held(self, capability: str, item_id: str, identity_id: str = "") -> Iterator[None]:
+        """Holds `lock` for a piece of work, which ends the process when it takes far too long.
 
         Nothing else interrupts cctbx. The work is then a vanished worker's: it is tried again a few
-        times, and given up.
+        times, and given up. The parent process sees what is under way, and has limits of its own.
         """
-        with self.lock:
+        with self.lock, self._occupation.at(capability, item_id, identity_id):
             _limit(self._most_seconds)
             try:
                 yield
             finally:
                 faulthandler.cancel_dump_traceback_later()
 
+    @contextlib.contextmanager
+    def stepping(self, session_id: str, identity_id: str) -> Iterator[None]:
+        """Holds `lock` for a step of a session, likewise but for the end of the process."""
+        with self.lock, self._occupation.at(SESSION, session_id, identity_id):
+            yield
+
     def give_way(self) -> None:
         """Lets whoever waits have the engine; within `held`, whose time begins anew."""
         faulthandler.cancel_dump_traceback_later()
-        self.lock.release()
-        try:
-            # Without this the thread would mostly take it again before another wakes up.
-            time.sleep(_GIVE_WAY_SECONDS)
-        finally:
-            self.lock.acquire()
+        with self._occupation.away():
+            self.lock.release()
+            try:
+                # Without this the thread would mostly take it again before another wakes up.
+                time.sleep(_GIVE_WAY_SECONDS)
+            finally:
+                self.lock.acquire()
         _limit(self._most_seconds)
 
     def get(self, spec: model_pb2.ModelSpec, steps: Steps) -> BuiltModel:

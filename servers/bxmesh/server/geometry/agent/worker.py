@@ -27,6 +27,7 @@ from bxmesh.server.geometry.engine import RestraintLibrary
 from bxmesh.server.geometry.queue import queue_options
 from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.live_agents import LiveAgents
+from bxmesh.server.occupation import Occupation, occupation_path
 from bxmesh.server.security.mesh_key import MeshKey
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, Worker, WorkerOptions
@@ -62,6 +63,7 @@ class GeometryWorker:
         self.models = WarmModels(
             store,
             library,
+            Occupation(occupation_path(settings.run_dir, worker_id)),
             most_models=settings.warm_models,
             most_bytes=settings.warm_bytes,
             most_atoms=settings.max_atoms,
