@@ -79,6 +79,9 @@ async def test_status_of_each_sample(mesh):
     async with mesh.session(MODEL) as session:
         result = await session.step(np.stack([SITES, SITES * np.inf]))
     assert [sample.status for sample in result.samples] == ["ok", "non_finite"]
+    fine, bad = result.energies("geometry")
+    assert fine == pytest.approx((SITES**2).sum())
+    assert np.isnan(bad)
 
 
 async def test_lost_stream_is_resumed_and_unanswered_steps_are_sent_again(server, mesh):

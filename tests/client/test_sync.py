@@ -41,6 +41,8 @@ async def test_the_whole_surface(server, call, tmp_path):
                 for scale, answer in enumerate(pending):
                     expected = 2 * scale * SITES
                     np.testing.assert_array_equal(answer.result().geometry_sites, expected)
+                begun = [session.begin(SITES * scale) for scale in range(20)]
+                assert [answer.result().step_id for answer in begun] == list(range(21, 41))
             assert len(mesh.agents()) == 3
             assert mesh.health()["dependency:redis"] == "not_serving"
             mesh.bundles.delete(bundle.bundle_id)

@@ -15,7 +15,7 @@ from bxmesh.client import InvalidInput, Mesh, Model
 from bxmesh.client.torch import AtomMap, CombinedTarget, GeometryEnergy, XrayTarget
 from bxmesh.server.geometry.engine import RestraintLibrary
 from tests.engine.plain import PlainGeometry
-from tests.engine.wheel import PDB_1YJP
+from tests.engine.wheel import PDB_1YJP, wheel_bytes
 from tests.mesh.models import Table
 from tests.torch.conftest import moved, sites_of
 
@@ -231,6 +231,23 @@ def test_atom37(geometry: GeometryEnergy, peptide: Model) -> None:
     geometry(sites).backward()
     assert places.grad.shape == (7, 37, 3)
     assert places.grad[~atom_map.mask].abs().max() == 0
+    torch.testing.assert_close(places.grad, atom_map.from_model(sites.grad))
+
+
+def test_mask_alone(mesh: Mesh) -> None:
+    lines = wheel_bytes(PDB_1YJP).splitlines(keepends=True)
+    dry = mesh.create_model(b"".join(x for x in lines if b"HOH" not in x), include_atoms=True)
+    sites = moved(sites_of(dry).expand(2, -1, -1), 0.05).requires_grad_(True)
+    atom_map = AtomMap.atom37(dry)
+    assert (atom_map.only_in_model, atom_map.only_in_caller) == ((), ())
+    places = atom_map.from_model(sites.detach())
+    places[:, ~atom_map.mask] = torch.nan
+    places.requires_grad_(True)
+    with GeometryEnergy(mesh, dry) as geometry:
+        energies = geometry(places, atom_map.mask)
+        energies.sum().backward()
+        geometry(sites).sum().backward()
+    assert energies.shape == (2,)
     torch.testing.assert_close(places.grad, atom_map.from_model(sites.grad))
 
 

@@ -71,6 +71,8 @@ def test_messages() -> None:
     np.testing.assert_array_equal(from_message(message, max_bytes=1 << 20), SITES)
     np.testing.assert_array_equal(translator.to_torch(message), SITES)
     assert list(translator.to_message(torch.ones(2, 3).half()).spec.shape) == [2, 3]
+    with pytest.raises(InvalidInput, match="register a bundle"):
+        translator.to_message(torch.zeros(200_000, 3, dtype=torch.float64))
 
 
 def test_flex_arrays() -> None:

@@ -10,7 +10,7 @@ import tenacity
 import torch
 from torch import Tensor
 
-from bxmesh.client.errors import NotFound, Unavailable
+from bxmesh.client.errors import BxmeshError, Unavailable
 from bxmesh.client.names import invalid
 from bxmesh.client.torch.targets import Target
 
@@ -234,8 +234,9 @@ class Minimizer:
 
 
 def _is_lost(error: BaseException) -> bool:
+    # A session that is closed was reopened by someone else, or else the target says that it is closed.
     return isinstance(error, Unavailable) or (
-        isinstance(error, NotFound) and error.reason == "SESSION_NOT_FOUND"
+        isinstance(error, BxmeshError) and error.reason in ("SESSION_NOT_FOUND", "SESSION_CLOSED")
     )
 
 

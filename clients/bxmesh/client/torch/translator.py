@@ -106,9 +106,13 @@ class CoordinateTranslator:
         self, source: Any, name: str = "coordinates", unit: str = "angstrom"
     ) -> tensor_pb2.Tensor:
         """Returns a source as a tensor of the contract; half precision becomes float32."""
-        array = self.to_numpy(source)
-        if array.dtype == np.float16:
-            array = array.astype(np.float32)
+        array = self._without_half(source)
+        if array.nbytes > _MAX_BYTES:
+            raise invalid(
+                "source",
+                f"{array.nbytes} bytes are too many for one message ({_MAX_BYTES}); register a bundle",
+                "TENSOR_TOO_LARGE",
+            )
         try:
             return to_message(array, name, unit)
         except TensorError as error:
@@ -135,9 +139,7 @@ class CoordinateTranslator:
         """
         if isinstance(source, (str, Path, bytes)):
             return mesh.bundles.upload(source, kind=kind, name=name).bundle_id
-        array = self.to_numpy(source)
-        if array.dtype == np.float16:
-            array = array.astype(np.float32)
+        array = self._without_half(source)
         if array.ndim not in (2, 3) or array.shape[-1] != 3:
             shape = list(array.shape)
             raise invalid("source", f"coordinates are [N, 3] or [B, N, 3], not {shape}")
@@ -171,6 +173,10 @@ class CoordinateTranslator:
             while len(self._bundles) > self._most_bundles:
                 self._bundles.popitem(last=False)
         return tensor.clone()
+
+    def _without_half(self, source: Any) -> NDArray[Any]:
+        array = self.to_numpy(source)
+        return array.astype(np.float32) if array.dtype == np.float16 else array
 
     def get_memory_usage(self) -> MemoryUsage:
         """Returns what is kept of bundles."""
