@@ -25,6 +25,7 @@ from bxmesh.client.torch.guidance import (
     linear,
 )
 from bxmesh.client.torch.minimizer import MinimizationStep, Minimized, Minimizer
+from bxmesh.client.torch.superposition import superpose
 from bxmesh.client.torch.targets import CombinedTarget, GeometryEnergy, Target, XrayTarget
 from bxmesh.client.torch.translator import CoordinateTranslator, MemoryUsage
 
@@ -49,5 +50,6 @@ __all__ = [
     "exponential",
     "from_atom37",
     "linear",
+    "superpose",
     "to_atom37",
 ]
