@@ -106,6 +106,17 @@ def test_new_scales_hold_in_all_sessions_and_in_new_ones(mesh: Mesh, crystal: Mo
     torch.testing.assert_close(again, after)
 
 
+def test_scales_that_cannot_be_had_leave_the_old_ones(mesh: Mesh, crystal: Model) -> None:
+    sites = sites_of(crystal)
+    with XrayTarget(mesh, crystal) as target:
+        before = target(sites)
+        with pytest.raises(InvalidInput):
+            target.refresh_scales(sites * torch.nan)
+        with pytest.raises(InvalidInput, match="one sample"):
+            target.refresh_scales(torch.stack([sites, sites]))
+        torch.testing.assert_close(target(sites), before)
+
+
 def test_batches_divided_among_sessions(
     mesh: Mesh, geometry: GeometryEnergy, peptide: Model
 ) -> None:
@@ -257,6 +268,9 @@ def test_mask_beside_the_coordinates(mesh: Mesh, peptide: Model, geometry: Geome
     with pytest.raises(InvalidInput, match='missing="file"'):
         geometry(places, atom_map.mask)  # it lacks the waters
     with GeometryEnergy(mesh, peptide, atom_map=atom_map) as target:
+        half = places.half().requires_grad_(True)
+        target(half).backward()
+        assert half.grad.dtype == torch.float16
         assert target(places, atom_map.mask).item() == geometry(sites_of(peptide)).item()
         with pytest.raises(InvalidInput, match="lacks atoms"):
             target(places, torch.zeros_like(atom_map.mask))

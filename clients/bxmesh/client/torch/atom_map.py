@@ -149,7 +149,10 @@ class AtomMap:
         )
 
     def to_model(self, coordinates: Tensor) -> Tensor:
-        """Returns [..., *shape, 3] as [..., N, 3]. Differentiable, with zeros off the mask."""
+        """Returns [..., *shape, 3] as [..., N, 3]. Differentiable, with zeros off the mask.
+
+        Half precision becomes float32, as it cannot hold the file's coordinates.
+        """
         depth = len(self.shape) + 1
         if tuple(coordinates.shape[-depth:]) != (*self.shape, 3):
             expected = ", ".join(map(str, self.shape))
@@ -157,9 +160,10 @@ class AtomMap:
                 "coordinates", f"[..., {expected}, 3] is due, not {list(coordinates.shape)}"
             )
         batch = coordinates.shape[:-depth]
-        flat = coordinates.reshape(*batch, -1, 3)
+        dtype = torch.promote_types(coordinates.dtype, torch.float32)
+        flat = coordinates.reshape(*batch, -1, 3).to(dtype)
         device = coordinates.device
-        sites = self._sites.to(device, coordinates.dtype).expand(*batch, -1, 3)
+        sites = self._sites.to(device, dtype).expand(*batch, -1, 3)
         mapped = flat.index_select(-2, self._places.to(device))
         return sites.index_copy(-2, self._atoms.to(device), mapped)
 

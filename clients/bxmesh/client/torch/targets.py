@@ -123,9 +123,13 @@ class Target(torch.nn.Module):
             while len(self._sessions) < self._count:
                 session = self._mesh.session(self.model, timeout=self._timeout, **self._options)
                 session.__enter__()
+                try:
+                    if self._scaled_at is not None:
+                        session.step(self._scaled_at, refresh_scales=True)
+                except BaseException:
+                    session.close()
+                    raise
                 self._sessions.append(session)
-                if self._scaled_at is not None:
-                    session.step(self._scaled_at, refresh_scales=True)
             return list(self._sessions)
 
     def reopen(self) -> None:
@@ -164,7 +168,12 @@ class Target(torch.nn.Module):
         if array.ndim != 2:
             raise invalid("coordinates", f"one sample is due, not a batch {list(array.shape)}")
         with self._lock:
-            _wait([s.begin(array, refresh_scales=True) for s in self.open()])
+            try:
+                _wait([s.begin(array, refresh_scales=True) for s in self.open()])
+            except BaseException:
+                # Some may have new scales and others not; those that are opened next have the old ones.
+                self._end_sessions()
+                raise
             self._scaled_at = array
             self._drop_prefetched()
 
