@@ -29,7 +29,7 @@ def figures(server: EmbeddedMesh, name: str, *arguments: str | Path) -> list[flo
 
 def test_refine(server: EmbeddedMesh) -> None:
     before, after, rmsd = figures(
-        server, "torch_refine.py", wheel_file(PDB_7N2L), wheel_file(MTZ_7N2L)
+        server, "torch_refine.py", wheel_file(PDB_7N2L), wheel_file(MTZ_7N2L), "--steps", "12"
     )
     assert after < before - 0.05
     assert rmsd < 0.3
@@ -42,5 +42,5 @@ def test_guidance(server: EmbeddedMesh) -> None:
 
 
 def test_training(server: EmbeddedMesh) -> None:
-    before, after = figures(server, "torch_training.py", wheel_file(PDB_1YJP))
+    before, after = figures(server, "torch_training.py", wheel_file(PDB_1YJP), "--epochs", "80")
     assert after < before - 3

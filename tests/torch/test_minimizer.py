@@ -15,7 +15,7 @@ from bxmesh.client import InvalidInput, Mesh, Model, Unavailable
 from bxmesh.client.torch import AtomMap, GeometryEnergy, MinimizationStep, Minimizer, XrayTarget
 from bxmesh.server.embedded import EmbeddedMesh
 from tests.engine.wheel import PDB_1YJP, wheel_file
-from tests.mesh.conftest import state_dir, wait_until_it_serves
+from tests.mesh.conftest import FAST, state_dir, wait_until_it_serves
 from tests.torch.conftest import moved, sites_of
 
 __all__ = ["state_dir"]
@@ -155,7 +155,7 @@ def test_layout_of_the_caller(mesh: Mesh, peptide: Model) -> None:
 
 
 def test_server_lost_and_started_again(state_dir: Path) -> None:
-    with EmbeddedMesh(state_dir, workers=1) as server:
+    with EmbeddedMesh(state_dir, workers=1, env=FAST) as server:
         wait_until_it_serves(server)
         with Mesh(server.address, state_dir=state_dir) as mesh:
             model = mesh.create_model(wheel_file(PDB_1YJP), include_atoms=True)
@@ -177,5 +177,5 @@ def test_server_lost_and_started_again(state_dir: Path) -> None:
 
 
 def _later(server: EmbeddedMesh) -> None:
-    time.sleep(1.0)
+    time.sleep(0.3)
     server.start()
