@@ -35,6 +35,7 @@ from bxmesh.client.errors import (
 from bxmesh.client.gradients import Gradients
 from bxmesh.client.jobs import AsyncJobs, Job, JobResult
 from bxmesh.client.mesh import AsyncMesh
+from bxmesh.client.minimization import Minimization, MinimizationStep
 from bxmesh.client.models import Atoms, Model, ModelSummary
 from bxmesh.client.options import GradientOptions
 from bxmesh.client.sessions import AsyncSession
@@ -67,6 +68,8 @@ __all__ = [
     "JobResult",
     "Mesh",
     "Message",
+    "Minimization",
+    "MinimizationStep",
     "Model",
     "ModelSummary",
     "NotFound",

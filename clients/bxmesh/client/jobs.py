@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -43,6 +45,9 @@ _FIELDS: Mapping[type[Message], str] = {
 
 KINDS: Mapping[str, type[Message]] = {name: kind for kind, name in _FIELDS.items()}
 """What a job can compute, and the request of the contract that says so."""
+
+_INTERRUPTED = ("cancelled", "timed_out")
+_LAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -197,11 +202,18 @@ class AsyncJobs:
         return await self.get(job_id)
 
     async def result(self, job_id: str) -> JobResult:
-        """Returns what came out of a job, when it has ended.
+        """Returns what came out of a job, when it has ended; also what a cancelled one has kept.
 
         Raises the job's own error when it has no result, NotFound when its bundles have expired.
         """
         job = await self.wait(job_id)
+        until = time.monotonic() + _LAST_SECONDS
+        while job.state in _INTERRUPTED and job.start_time and not job.message.result.type_url:
+            # Its worker is told, and keeps what it has then.
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(0.1)
+            job = await self.get(job_id)
         packed = job.message.result
         if not packed.type_url:
             raise job.error or FailedPrecondition(

@@ -15,13 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 from bxmesh.client.agents.calls import AgentCalls
 from bxmesh.client.batches import BatchItem, Outcome, run_batch
 from bxmesh.client.bundles import AsyncBundles, BundleKind
-from bxmesh.client.calculation import compute_gradients
+from bxmesh.client.calculation import calculate, compute_gradients
 from bxmesh.client.connection import Connection, Timeouts
 from bxmesh.client.content import BUNDLE_ID
 from bxmesh.client.endpoint import resolve
 from bxmesh.client.gradients import Gradients, as_coordinates
 from bxmesh.client.health import check_health
 from bxmesh.client.jobs import AsyncJobs
+from bxmesh.client.minimization import Minimization, MinimizationStep, OnStep
 from bxmesh.client.models import (
     HYDROGENS,
     SCATTERING_TABLES,
@@ -36,7 +37,7 @@ from bxmesh.client.signatures import SignatureMode
 from bxmesh.client.signatures import signing_key as load_signing_key
 from bxmesh.client.trace import traced
 from bxmesh.client.values import Progress
-from bxmesh.geometry.v1 import gradients_pb2, model_pb2
+from bxmesh.geometry.v1 import calculations_pb2, gradients_pb2, model_pb2
 from bxmesh.tensors import to_message as to_tensor
 
 __all__ = ["AsyncMesh", "MeshOptions", "Source"]
@@ -203,6 +204,53 @@ class AsyncMesh(AgentCalls):
             return await compute_gradients(
                 self._connection, request, timeout, on_progress, trace_id
             )
+
+    async def minimize(
+        self,
+        model: Model | str,
+        coordinates: ArrayLike | None = None,
+        *,
+        max_evaluations: int = 0,
+        macro_cycles: int = 0,
+        gradient_tolerance: float = 0.0,
+        on_step: OnStep | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+        **options: Unpack[GradientOptions],
+    ) -> Minimization:
+        """Minimizes a target from the model's coordinates, or from others, [N, 3] in angstrom.
+
+        At most 500 evaluations in each of one round unless it is told otherwise; each round begins
+        with X-ray scales of its own. It has converged when the root mean square gradient is below
+        the tolerance, by default a thousandth of the first. Cancelling it loses what it has reached:
+        a job keeps that.
+        """
+        with traced("minimize") as trace_id:
+            request = calculations_pb2.MinimizeRequest(
+                request_id=uuid4().hex,
+                model_id=_model_id(model),
+                options=to_message(options),
+                max_evaluations=max_evaluations,
+                macro_cycles=macro_cycles,
+                gradient_tolerance=gradient_tolerance,
+            )
+            if coordinates is not None:
+                request.coordinates.CopyFrom(await self._coordinates(as_coordinates(coordinates)))
+
+            def tell(event: Any) -> None:
+                if on_step is not None:
+                    on_step(MinimizationStep.from_message(event))
+
+            answer = await calculate(
+                self._connection,
+                self._connection.geometry.Minimize,
+                request,
+                timeout or self._connection.timeouts.calculation,
+                on_progress=on_progress,
+                on_event=tell,
+                trace_id=trace_id,
+            )
+        return Minimization.from_message(answer.closing, answer.tensors["sites"])
 
     async def batch(
         self, items: Iterable[BatchItem], results: Path, *, most_open: int = 64

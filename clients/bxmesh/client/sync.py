@@ -189,6 +189,7 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
 
     create_model = blocking(AsyncMesh.create_model)
     gradients = blocking(AsyncMesh.gradients)
+    minimize = blocking(AsyncMesh.minimize)
     batch = iterating(AsyncMesh.batch)
     session = _opening(AsyncMesh.session)
     health = blocking(AsyncMesh.health)

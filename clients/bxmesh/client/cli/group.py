@@ -20,6 +20,7 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
     "gradients": _Command("bxmesh.client.cli.gradients", "Compute energies and gradients."),
+    "minimize": _Command("bxmesh.client.cli.minimize", "Move a model to better coordinates."),
     "jobs": _Command("bxmesh.client.cli.jobs", "Start calculations that go on without you."),
     "bundles": _Command("bxmesh.client.cli.bundles", "Look at, fetch and store bundles."),
     "status": _Command("bxmesh.client.cli.status", "Say how the mesh is and who is in it."),

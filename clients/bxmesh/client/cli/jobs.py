@@ -14,7 +14,7 @@ from google.protobuf import json_format
 
 from bxmesh.client.batches import BatchItem, read_manifest
 from bxmesh.client.cli.connecting import Where, connecting, tracing
-from bxmesh.client.cli.gradients import Source
+from bxmesh.client.cli.inputs import Source
 from bxmesh.client.cli.job_progress import JobLine
 from bxmesh.client.cli.tables import facts, show
 from bxmesh.client.cli.values import CONTENT, LABEL, as_json, moment, print_json

@@ -586,7 +586,7 @@ class MinimizeRequest(_message.Message):
     minimizer: Global___Minimizer.ValueType
     """The method."""
     max_evaluations: _builtins.int
-    """At most so many evaluations, 1 to 100,000; 0 means 500."""
+    """At most so many evaluations in each round, 1 to 100,000; 0 means 500."""
     macro_cycles: _builtins.int
     """Rounds of scaling and minimization, 1 to 100; 0 means 1. Each begins with fresh X-ray scales."""
     gradient_tolerance: _builtins.float
@@ -666,12 +666,15 @@ class MinimizationSummary(_message.Message):
     BEST_FIELD_NUMBER: _builtins.int
     COORDINATES_BUNDLE_ID_FIELD_NUMBER: _builtins.int
     MACROMOLECULE_BUNDLE_ID_FIELD_NUMBER: _builtins.int
+    MACROMOLECULE_PROBLEM_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why it ended: converged, max_evaluations, diverged, cancelled."""
     coordinates_bundle_id: _builtins.str
     """The coordinates as a bundle of kind coordinates."""
     macromolecule_bundle_id: _builtins.str
-    """The model as a file in the input's format."""
+    """The model as a file in the input's format, with all else that the input has."""
+    macromolecule_problem: _builtins.str
+    """Why there is no such file: an atom went to where the columns of a PDB file have no room for it."""
     @_builtins.property
     def start(self) -> Global___MinimizationStep:
         """The first step."""
@@ -688,10 +691,11 @@ class MinimizationSummary(_message.Message):
         best: Global___MinimizationStep | None = ...,
         coordinates_bundle_id: _builtins.str = ...,
         macromolecule_bundle_id: _builtins.str = ...,
+        macromolecule_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "coordinates_bundle_id", b"coordinates_bundle_id", "macromolecule_bundle_id", b"macromolecule_bundle_id", "reason", b"reason", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "coordinates_bundle_id", b"coordinates_bundle_id", "macromolecule_bundle_id", b"macromolecule_bundle_id", "macromolecule_problem", b"macromolecule_problem", "reason", b"reason", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 
 from google.protobuf.message import Message
 
+from bxmesh.geometry.v1 import calculations_pb2 as pb
+from bxmesh.server.geometry.agent.minimization import minimization
 from bxmesh.server.geometry.agent.run import Calculator
 
 __all__ = ["CALCULATORS"]
 
-CALCULATORS: Mapping[type[Message], Calculator] = {}
+CALCULATORS: Mapping[type[Message], Calculator] = {
+    pb.MinimizeRequest: minimization,
+}

@@ -22,6 +22,7 @@ from bxmesh.server.bundles import BundleStore
 from bxmesh.server.errors import MeshError, invalid_argument, not_found, unimplemented
 from bxmesh.server.geometry.agent.calculations import Calculations, Commission
 from bxmesh.server.geometry.agent.capabilities import CALCULATIONS, GRADIENTS
+from bxmesh.server.geometry.agent.minimization import MOST_EVALUATIONS
 from bxmesh.server.geometry.agent.steps import Steps
 from bxmesh.server.geometry.coordinates import check_shape, load_coordinates
 from bxmesh.server.geometry.inputs import model_spec
@@ -37,8 +38,6 @@ from bxmesh.work.v1 import work_pb2
 
 _PROGRESS_SECONDS = 0.5
 _MOST_RESULT_BYTES = 1 << 20
-# What the contract says of a minimization that names no bound.
-_MINIMIZER_EVALUATIONS = 500
 
 
 _REQUESTS: Mapping[str, type[Message]] = {
@@ -255,14 +254,20 @@ def _progress(message: Message, request: Message) -> task_pb2.TaskProgress:
             calculations_pb2.MinimizationStep() as step,
             calculations_pb2.MinimizeRequest() as asked,
         ):
-            most = (asked.max_evaluations or _MINIMIZER_EVALUATIONS) * max(1, asked.macro_cycles)
+            most = (asked.max_evaluations or MOST_EVALUATIONS) * max(1, asked.macro_cycles)
             return task_pb2.TaskProgress(
                 percent=min(100.0, 100.0 * step.evaluation / most),
-                message=f"evaluation {step.evaluation} of {most} at most",
+                message=f"evaluation {step.evaluation} of {most} at most, {_described(step.value)}",
             )
         case gradients_pb2.Progress() as progress, _:
             return task_pb2.TaskProgress(message=progress.step)
     return task_pb2.TaskProgress()
+
+
+def _described(value: gradients_pb2.SampleValue) -> str:
+    if value.HasField("xray"):
+        return f"target {value.xray.value:.5g}, R-work {value.xray.r_work:.4f}"
+    return f"energy {value.geometry.energy:.6g}"
 
 
 def _sees(task: task_pb2.Task, bundle: bundle_pb2.Bundle) -> bool:

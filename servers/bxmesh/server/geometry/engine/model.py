@@ -10,10 +10,12 @@ from bxmesh.server.geometry.engine import (  # isort: skip  (the first guards th
     macromolecule,
     reflections,
     restraints,
+    writing,
 )
 from bxmesh.server.geometry.engine.coordinates import check_sample, is_crowded
 from bxmesh.server.geometry.engine.errors import EngineError, SampleError
 from bxmesh.server.geometry.engine.library import RestraintLibrary
+from bxmesh.server.geometry.engine.order import AtomOrder
 from bxmesh.server.geometry.engine.types import (
     AtomTable,
     DataSummary,
@@ -28,7 +30,7 @@ from bxmesh.server.geometry.engine.types import (
     XrayOptions,
     XrayResult,
 )
-from bxmesh.server.geometry.engine.xray import XrayTarget, scattering_table
+from bxmesh.server.geometry.engine.xray import XrayTarget, scattering_table, xray_structure
 
 _DEFAULT_XRAY = XrayOptions()
 _BYTES_PER_MODEL = 500_000
@@ -100,6 +102,7 @@ class BuiltModel:
         data: reflections.Reflections | None,
         on_step: StepFactory,
     ) -> None:
+        self._file = inputs.macromolecule
         self._options = inputs.options
         self._library = library
         self._molecule = molecule
@@ -164,15 +167,49 @@ class BuiltModel:
         target = scales or self._xray_target()
         return target.evaluate(self._checked(sites), options, on_step or self._on_step)
 
-    def scaled_at(self, sites: Floats) -> XrayTarget:
-        """Return X-ray targets of their own, with scales determined at `sites`, for `xray`."""
-        target = self._new_xray_target()
+    def scaled_at(self, sites: Floats | None, *, pairs: bool = False) -> XrayTarget:
+        """Return X-ray targets with scales determined at `sites`, for `xray`.
+
+        Without sites these are the model's own. With `pairs` Bijvoet mates are kept apart.
+        """
+        if sites is None and not pairs:
+            return self._xray_target()
+        target = self._new_xray_target(pairs=pairs)
         target.refresh_scales(self._checked(sites))
         return target
+
+    def xray_structure(self, sites: Floats | None, d_min: float) -> Any:
+        """Return cctbx's xray structure with its atoms at `sites`, good up to `d_min` in Å.
+
+        Raises EngineError, and SampleError when only these coordinates are at fault.
+        """
+        structure = xray_structure(self._molecule, d_min, self._options.scattering_table)
+        order = AtomOrder(self._molecule.order, len(self.atoms))
+        structure.set_sites_cart(order.to_flex(self._checked(sites)))
+        return structure
+
+    @property
+    def symmetry(self) -> Any:
+        """cctbx's crystal symmetry; raises EngineError NO_CRYSTAL_SYMMETRY where there is none."""
+        if self._molecule.symmetry is None:
+            raise EngineError(
+                "NO_CRYSTAL_SYMMETRY",
+                "The macromolecule has no unit cell and space group, which structure factors need; "
+                "add its CRYST1 record or _cell and _symmetry items.",
+                field="macromolecule",
+            )
+        return self._molecule.symmetry
 
     def refresh_scales(self, sites: Floats | None = None) -> None:
         """Determine scales, bulk solvent and likelihood parameters anew at `sites`."""
         self._xray_target().refresh_scales(self._checked(sites))
+
+    def file_with(self, sites: Floats) -> bytes:
+        """Return the input's file with its atoms at `sites`; all else in it stays.
+
+        Raises EngineError COORDINATES_DO_NOT_FIT.
+        """
+        return writing.with_sites(self._file, sites, mmcif=self._molecule.format == "mmcif")
 
     def _checked(self, sites: Floats | None) -> Floats:
         if sites is None:
@@ -203,14 +240,15 @@ class BuiltModel:
             self._xray = self._new_xray_target()
         return self._xray
 
-    def _new_xray_target(self) -> XrayTarget:
+    def _new_xray_target(self, *, pairs: bool = False) -> XrayTarget:
         if self._reflections is None:
             raise EngineError(
                 "NO_REFLECTIONS",
                 "The X-ray target needs reflections and the model was created without any.",
                 field="reflections",
             )
-        return XrayTarget(self._molecule, self._reflections, self._options.scattering_table)
+        data = self._reflections.with_pairs() if pairs else self._reflections
+        return XrayTarget(self._molecule, data, self._options.scattering_table)
 
     def _find_unknown(self, notices: list[str]) -> tuple[str, ...]:
         try:

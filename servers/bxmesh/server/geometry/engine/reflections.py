@@ -2,7 +2,7 @@
 
 import io
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import iotbx.mtz
@@ -42,6 +42,26 @@ class Reflections:
     r_free_test_value: int | None
     r_free_generated: bool
     notices: tuple[str, ...]
+    bijvoet: Any = None
+    """The data that have Bijvoet mates apart, unmerged with each other; None when there are none."""
+
+    def with_pairs(self) -> "Reflections":
+        """Return the same with amplitudes of F(+) and F(-) apart; raises EngineError."""
+        if self.bijvoet is None or not self.bijvoet.n_bijvoet_pairs():
+            raise EngineError(
+                "NO_ANOMALOUS_PAIRS",
+                "The reflections have no anomalous pairs, which an anomalous difference needs. "
+                "Give data with F(+) and F(-), or I(+) and I(-), not averaged.",
+                field=_FIELD,
+            )
+        d_max, d_min = self.f_obs.d_max_min()
+        f_obs = _as_amplitudes(self.bijvoet, []).resolution_filter(
+            d_max=d_max * (1 + _RESOLUTION_TOLERANCE), d_min=d_min * (1 - _RESOLUTION_TOLERANCE)
+        )
+        flags = self.r_free_flags
+        if flags is not None:
+            f_obs, flags = f_obs.common_sets(flags.generate_bijvoet_mates())
+        return replace(self, f_obs=f_obs, r_free_flags=flags)
 
 
 def read(data: bytes, symmetry: crystal.symmetry | None, options: ModelOptions) -> Reflections:
@@ -68,6 +88,7 @@ def read(data: bytes, symmetry: crystal.symmetry | None, options: ModelOptions) 
             r_free_test_value=value,
             r_free_generated=generated,
             notices=tuple(notices),
+            bijvoet=_bijvoet(arrays, observed, options),
         )
     except EngineError:
         raise
@@ -168,13 +189,36 @@ def _refuse_other_crystal(observed: Any, symmetry: crystal.symmetry | None) -> N
         )
 
 
-def _amplitudes(observed: Any, notices: list[str]) -> Any:
+def _bijvoet(arrays: list[Any], observed: Any, options: ModelOptions) -> Any:
+    """The observed data if they have pairs, or others in the file unless data were chosen."""
+    candidates = [observed]
+    if options.data_labels is None:
+        candidates += [
+            array
+            for array in arrays
+            if (array.is_xray_amplitude_array() or array.is_xray_intensity_array())
+            and not _is_calculated(array)
+        ]
+    found = next((array for array in candidates if array.anomalous_flag()), None)
+    return None if found is None else _unique(found)
+
+
+def _unique(observed: Any) -> Any:
     array = observed.eliminate_sys_absent(log=io.StringIO()).map_to_asu()
     if not array.is_unique_set_under_symmetry():
         array = array.merge_equivalents().array().set_observation_type(observed)
+    return array
+
+
+def _amplitudes(observed: Any, notices: list[str]) -> Any:
+    array = _unique(observed)
     if array.anomalous_flag():
         array = array.average_bijvoet_mates().set_observation_type(observed)
         notices.append("Anomalous pairs were averaged.")
+    return _as_amplitudes(array, notices)
+
+
+def _as_amplitudes(array: Any, notices: list[str]) -> Any:
     if array.is_xray_intensity_array():
         array = _from_intensities(array, notices)
     else:

@@ -33,23 +33,23 @@ class XrayTarget:
     coordinates until the scales are refreshed.
     """
 
+    reflections: Reflections
+
     def __init__(
         self, model: Macromolecule, reflections: Reflections, table: ScatteringTable
     ) -> None:
-        self._reflections = reflections
+        self.reflections = reflections
         self._order = AtomOrder(model.order, len(model.atoms))
         self._scaled_sites = model.atoms.sites
         self._scaled: dict[tuple[str, str, bool], tuple[Any, Any]] = {}
-        self._structure = _structure(
-            model, reflections.f_obs.d_min(), scattering_table(model, table)
-        )
+        self._structure = xray_structure(model, reflections.f_obs.d_min(), table)
 
     def prepare(self, options: XrayOptions, on_step: StepFactory) -> None:
         """Scale the data for `options` unless that is done; raises EngineError."""
         key = (options.target, options.algorithm, options.bulk_solvent)
         if key in self._scaled:
             return
-        if options.target == "ml" and self._reflections.r_free_flags is None:
+        if options.target == "ml" and self.reflections.r_free_flags is None:
             raise EngineError(
                 "NO_R_FREE_FLAGS",
                 "The maximum-likelihood target needs R-free flags and the reflections have none; "
@@ -72,6 +72,24 @@ class XrayTarget:
         self._scaled_sites = sites.copy()
         self._scaled.clear()
 
+    def f_model(self, sites: Floats, options: XrayOptions, on_step: StepFactory) -> Any:
+        """Return cctbx's f_model manager with these scales and its atoms at `sites` [N, 3].
+
+        It is lent until the next call. Raises EngineError, and SampleError when only these
+        coordinates are at fault.
+        """
+        self.prepare(options, on_step)
+        manager, _ = self._scaled[options.target, options.algorithm, options.bulk_solvent]
+        with on_step("structure_factors"):
+            try:
+                self._move(manager, sites)
+            except (RuntimeError, AssertionError, ValueError) as error:
+                raise SampleError(
+                    SampleStatus.FAILED,
+                    f"Structure factors cannot be computed: {words(error)}",
+                ) from error
+        return manager
+
     def evaluate(self, sites: Floats, options: XrayOptions, on_step: StepFactory) -> XrayResult:
         """Return target, R factors and gradients at `sites` [N, 3].
 
@@ -81,8 +99,7 @@ class XrayTarget:
         manager, functor = self._scaled[options.target, options.algorithm, options.bulk_solvent]
         with on_step("xray_target"):
             try:
-                manager.xray_structure.set_sites_cart(self._order.to_flex(sites))
-                manager.update_xray_structure(update_f_calc=True, update_f_mask=False)
+                self._move(manager, sites)
                 result = functor(compute_gradients=bool(options.with_respect_to))
                 gradients = self._gradients(manager, result, options)
                 value = result.target_work()
@@ -94,7 +111,7 @@ class XrayTarget:
             raise SampleError(
                 SampleStatus.NON_FINITE, "The X-ray target or its gradients are not finite."
             )
-        free = self._reflections.r_free_flags is not None
+        free = self.reflections.r_free_flags is not None
         return XrayResult(
             target=_TARGETS[options.target],
             value=value,
@@ -106,15 +123,19 @@ class XrayTarget:
             atom_mask=self._order.mask,
         )
 
+    def _move(self, manager: Any, sites: Floats) -> None:
+        manager.xray_structure.set_sites_cart(self._order.to_flex(sites))
+        manager.update_xray_structure(update_f_calc=True, update_f_mask=False)
+
     def _scale(self, options: XrayOptions) -> tuple[Any, Any]:
         structure = self._structure.deep_copy_scatterers()
         structure.set_sites_cart(self._order.to_flex(self._scaled_sites))
         parameters = mmtbx.f_model.sf_and_grads_accuracy_master_params.extract()
         parameters.algorithm = options.algorithm
-        f_obs = self._reflections.f_obs
+        f_obs = self.reflections.f_obs
         manager = mmtbx.f_model.manager(
             f_obs=f_obs,
-            r_free_flags=self._reflections.r_free_flags,
+            r_free_flags=self.reflections.r_free_flags,
             f_mask=None if options.bulk_solvent else _no_solvent(f_obs),
             xray_structure=structure,
             sf_and_grads_accuracy_params=parameters,
@@ -149,6 +170,25 @@ def scattering_table(model: Macromolecule, table: ScatteringTable) -> Scattering
     return "n_gaussian"
 
 
+def xray_structure(model: Macromolecule, d_min: float, table: ScatteringTable) -> Any:
+    """Return the model as cctbx's xray structure, with form factors good up to `d_min` in Å.
+
+    Raises EngineError UNKNOWN_SCATTERERS.
+    """
+    table = scattering_table(model, table)
+    try:
+        structure = model.hierarchy.extract_xray_structure(crystal_symmetry=model.symmetry)
+        structure.scattering_type_registry(table=table, d_min=d_min)
+    except Exception as error:
+        raise EngineError(
+            "UNKNOWN_SCATTERERS",
+            f"Not every atom has a scattering factor in the table {table}: {words(error)} "
+            "Correct the element symbols.",
+            field="macromolecule",
+        ) from error
+    return structure
+
+
 def _adp_gradients(scatterers: Any, result: Any) -> Floats:
     xray.set_scatterer_grad_flags(scatterers=scatterers, u_iso=True)
     isotropic: Floats = result.gradients_wrt_atomic_parameters(u_iso=True).as_numpy_array()
@@ -163,17 +203,3 @@ def _adp_gradients(scatterers: Any, result: Any) -> Floats:
 
 def _no_solvent(f_obs: Any) -> Any:
     return f_obs.array(data=flex.complex_double(f_obs.size(), 0))
-
-
-def _structure(model: Macromolecule, d_min: float, table: str) -> Any:
-    try:
-        structure = model.hierarchy.extract_xray_structure(crystal_symmetry=model.symmetry)
-        structure.scattering_type_registry(table=table, d_min=d_min)
-    except Exception as error:
-        raise EngineError(
-            "UNKNOWN_SCATTERERS",
-            f"Not every atom has a scattering factor in the table {table}: {words(error)} "
-            "Correct the element symbols.",
-            field="macromolecule",
-        ) from error
-    return structure
