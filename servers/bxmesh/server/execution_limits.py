@@ -16,7 +16,6 @@ from bxmesh.server.errors import MeshError, resource_exhausted
 from bxmesh.server.occupation import Occupation, Work, occupation_path
 from bxmesh.server.security.events import SecurityEvents, ViolationEvent
 from bxmesh.server.security.policy_source import PolicySource
-from bxmesh.server.streams.connection import REDIS_ERRORS
 from bxmesh.server.streams.ending import Background
 
 __all__ = ["EXECUTION_LIMIT", "ExecutionLimits", "limit_of"]
@@ -107,7 +106,7 @@ class ExecutionLimits(Background):
         )
         try:
             await self._stopped(worker_id, work, error)
-        except REDIS_ERRORS as problem:
+        except Exception as problem:
             _log.warning("why it is stopped will not be told: %s", problem)
         self._workers.kill(worker_id)
 

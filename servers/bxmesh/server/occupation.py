@@ -74,8 +74,10 @@ class Occupation:
     def read(path: Path) -> Work | None:
         """Returns what a process is at; None when that is nothing, or cannot be read now."""
         try:
-            values = json.loads(path.read_bytes())
+            # Whoever took the process over may have written anything.
+            with path.open("rb") as file:
+                values = json.loads(file.read(_BYTES))
             capability, item_id, identity_id = map(str, values[:3])
             return Work(capability, item_id, identity_id, float(values[3]), float(values[4]))
-        except (OSError, ValueError, TypeError, IndexError, KeyError):
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ __all__ = ["UNVERIFIED", "SignatureSource", "Signatures"]
 _TOLERANCE_SECONDS = 300.0
 # From the earliest moment at which a signature is taken to the last.
 _REMEMBERED_MS = int(2 * _TOLERANCE_SECONDS * 1000) + 1000
+_MOST_BYTES_AT_ONCE = 64 * 1024
 _KEY = "bxmesh:{security}:nonce:"
 
 
@@ -69,7 +71,7 @@ class Signatures:
                     envelope,
                 )
             return envelope
-        message = read(envelope.signature)
+        message = await _read(envelope.signature)
         if mode != policy_pb2.SIGNING_MODE_OFF:
             await self._check(message, identity_id, once)
         return message
@@ -138,9 +140,16 @@ class Signatures:
         raise error
 
 
-def read(signature: Signature) -> Envelope:
+async def _read(signature: Signature) -> Envelope:
     """Returns the message that is signed, its signature beside it; raises MeshError
     INVALID_ARGUMENT for bytes that are none."""
+    if len(signature.envelope) > _MOST_BYTES_AT_ONCE:
+        # With a million headers it takes seconds, in which others are to be served.
+        return await asyncio.to_thread(_opened, signature)
+    return _opened(signature)
+
+
+def _opened(signature: Signature) -> Envelope:
     field = "envelope.signature.envelope"
     try:
         message = opened(signature)
@@ -156,7 +165,7 @@ _VALIDATOR = protovalidate.Validator()
 
 class _Unverified:
     async def open(self, envelope: Envelope, identity_id: str, once: str) -> Envelope:
-        return read(envelope.signature) if envelope.HasField("signature") else envelope
+        return await _read(envelope.signature) if envelope.HasField("signature") else envelope
 
 
 UNVERIFIED: SignatureSource = _Unverified()

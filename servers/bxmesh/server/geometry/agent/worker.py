@@ -59,7 +59,8 @@ class GeometryWorker:
             settings.max_bundle_bytes,
         )
         library = RestraintLibrary(settings.cache_dir)
-        self._executor = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="engine")
+        # Calls and tasks each have theirs, so that long tasks keep no call from its turn.
+        self._executor = ThreadPoolExecutor(2 * _CONCURRENCY, thread_name_prefix="engine")
         self.models = WarmModels(
             store,
             library,
