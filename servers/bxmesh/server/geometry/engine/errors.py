@@ -7,8 +7,8 @@ class EngineError(Exception):
     """An input cannot be used: says whose input, what is wrong with it and what to do.
 
     `reason` is an UPPER_SNAKE code, `field` names the input (macromolecule, reflections,
-    restraints, coordinates, options, or a number such as d_min), `subjects` names what the message is about, for example
-    the residues that the library does not know.
+    restraints, coordinates, options, or a number such as d_min), `subjects` names what the message
+    is about, for example the residues that the library does not know.
     """
 
     def __init__(
