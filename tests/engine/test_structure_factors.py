@@ -148,7 +148,7 @@ def test_mtz(crystal: BuiltModel, tmp_path: Path) -> None:
         array = arrays[name]
         assert array.is_similar_symmetry(crystal.symmetry)
         assert (np.array(list(array.indices())) == result.miller_indices).all()
-        assert close(np.array(array.data()), result.values[kind], 1e-6)  # type: ignore[index]
+        assert close(np.array(array.data()), result.values[kind], 1e-6)
     f_obs, flags = data_7n2l()
     observed = arrays["FOBS,SIGFOBS"]
     for ours, theirs in (

@@ -34,12 +34,14 @@ from bxmesh.client.errors import (
 )
 from bxmesh.client.gradients import Gradients
 from bxmesh.client.jobs import AsyncJobs, Job, JobResult
+from bxmesh.client.maps import DensityMap
 from bxmesh.client.mesh import AsyncMesh
 from bxmesh.client.minimization import Minimization, MinimizationStep
 from bxmesh.client.models import Atoms, Model, ModelSummary
 from bxmesh.client.options import GradientOptions
 from bxmesh.client.sessions import AsyncSession
 from bxmesh.client.steps import Step
+from bxmesh.client.structure_factors import StructureFactors
 from bxmesh.client.sync import Bundles, Mesh, Session
 from bxmesh.client.values import Progress, SampleValue
 
@@ -58,6 +60,7 @@ __all__ = [
     "BxmeshError",
     "Cancelled",
     "DeadlineExceeded",
+    "DensityMap",
     "Drop",
     "FailedPrecondition",
     "GradientOptions",
@@ -81,6 +84,7 @@ __all__ = [
     "SampleValue",
     "Session",
     "Step",
+    "StructureFactors",
     "Supervisor",
     "Task",
     "TaskContext",

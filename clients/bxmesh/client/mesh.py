@@ -22,6 +22,7 @@ from bxmesh.client.endpoint import resolve
 from bxmesh.client.gradients import Gradients, as_coordinates
 from bxmesh.client.health import check_health
 from bxmesh.client.jobs import AsyncJobs
+from bxmesh.client.maps import MAP_KINDS, DensityMap, MapKind
 from bxmesh.client.minimization import Minimization, MinimizationStep, OnStep
 from bxmesh.client.models import (
     HYDROGENS,
@@ -30,11 +31,16 @@ from bxmesh.client.models import (
     Model,
     ScatteringTable,
 )
-from bxmesh.client.options import GradientOptions, to_message
+from bxmesh.client.options import ALGORITHMS, Algorithm, GradientOptions, to_message
 from bxmesh.client.security import AsyncSecurity
 from bxmesh.client.sessions import AsyncSession
 from bxmesh.client.signatures import SignatureMode
 from bxmesh.client.signatures import signing_key as load_signing_key
+from bxmesh.client.structure_factors import (
+    STRUCTURE_FACTOR_KINDS,
+    StructureFactorKind,
+    StructureFactors,
+)
 from bxmesh.client.trace import traced
 from bxmesh.client.values import Progress
 from bxmesh.geometry.v1 import calculations_pb2, gradients_pb2, model_pb2
@@ -251,6 +257,79 @@ class AsyncMesh(AgentCalls):
                 trace_id=trace_id,
             )
         return Minimization.from_message(answer.closing, answer.tensors["sites"])
+
+    async def structure_factors(
+        self,
+        model: Model | str,
+        coordinates: ArrayLike | None = None,
+        *,
+        kinds: Sequence[StructureFactorKind] = (),
+        algorithm: Algorithm | None = None,
+        d_min: float = 0.0,
+        as_mtz: bool = False,
+        on_progress: Callable[[Progress], object] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> StructureFactors:
+        """Computes structure factors at the model's coordinates or at others, [N, 3] in angstrom.
+
+        All kinds unless some are named; scales are determined at the coordinates. A model without
+        reflections has F_calc alone, and needs `d_min`, its resolution in angstrom. `as_mtz` keeps
+        them as a file too, whose bundle the answer names.
+        """
+        with traced("structure_factors") as trace_id:
+            request = calculations_pb2.ComputeStructureFactorsRequest(
+                request_id=uuid4().hex,
+                model_id=_model_id(model),
+                kinds=[STRUCTURE_FACTOR_KINDS.number(kind) for kind in kinds],
+                algorithm=ALGORITHMS.number(algorithm),
+                d_min=d_min,
+                as_mtz=as_mtz,
+            )
+            if coordinates is not None:
+                request.coordinates.CopyFrom(await self._coordinates(as_coordinates(coordinates)))
+            answer = await calculate(
+                self._connection,
+                self._connection.geometry.ComputeStructureFactors,
+                request,
+                timeout or self._connection.timeouts.calculation,
+                on_progress=on_progress,
+                trace_id=trace_id,
+            )
+        return StructureFactors.from_message(answer.closing, answer.tensors)
+
+    async def map(
+        self,
+        model: Model | str,
+        kind: MapKind,
+        coordinates: ArrayLike | None = None,
+        *,
+        resolution_factor: float = 0.0,
+        on_progress: Callable[[Progress], object] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> DensityMap:
+        """Computes a map with phases of the model's coordinates or of others, [N, 3] in angstrom.
+
+        `resolution_factor` is how many grid points there are per high resolution limit, 2 to 10;
+        4 unless it is given. Scales are determined at the coordinates.
+        """
+        with traced("map") as trace_id:
+            request = calculations_pb2.ComputeMapRequest(
+                request_id=uuid4().hex,
+                model_id=_model_id(model),
+                kind=MAP_KINDS.number(kind),
+                resolution_factor=resolution_factor,
+            )
+            if coordinates is not None:
+                request.coordinates.CopyFrom(await self._coordinates(as_coordinates(coordinates)))
+            answer = await calculate(
+                self._connection,
+                self._connection.geometry.ComputeMap,
+                request,
+                timeout or self._connection.timeouts.calculation,
+                on_progress=on_progress,
+                trace_id=trace_id,
+            )
+        return DensityMap.from_message(answer.closing, answer.tensors["map"])
 
     async def batch(
         self, items: Iterable[BatchItem], results: Path, *, most_open: int = 64

@@ -190,6 +190,8 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
     create_model = blocking(AsyncMesh.create_model)
     gradients = blocking(AsyncMesh.gradients)
     minimize = blocking(AsyncMesh.minimize)
+    structure_factors = blocking(AsyncMesh.structure_factors)
+    map = blocking(AsyncMesh.map)
     batch = iterating(AsyncMesh.batch)
     session = _opening(AsyncMesh.session)
     health = blocking(AsyncMesh.health)

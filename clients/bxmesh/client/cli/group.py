@@ -21,6 +21,10 @@ class _Command(NamedTuple):
 _COMMANDS = {
     "gradients": _Command("bxmesh.client.cli.gradients", "Compute energies and gradients."),
     "minimize": _Command("bxmesh.client.cli.minimize", "Move a model to better coordinates."),
+    "structure-factors": _Command(
+        "bxmesh.client.cli.structure_factors", "Compute structure factors, as an MTZ file."
+    ),
+    "map": _Command("bxmesh.client.cli.map", "Compute an electron-density map, as a CCP4 file."),
     "jobs": _Command("bxmesh.client.cli.jobs", "Start calculations that go on without you."),
     "bundles": _Command("bxmesh.client.cli.bundles", "Look at, fetch and store bundles."),
     "status": _Command("bxmesh.client.cli.status", "Say how the mesh is and who is in it."),

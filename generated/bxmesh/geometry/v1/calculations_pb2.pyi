@@ -34,7 +34,7 @@ class _StructureFactorKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_S
     STRUCTURE_FACTOR_KIND_F_MASK: _StructureFactorKind.ValueType  # 2
     """Of the bulk-solvent mask."""
     STRUCTURE_FACTOR_KIND_F_MODEL: _StructureFactorKind.ValueType  # 3
-    """Of the scaled total model."""
+    """Of the total model, k (F_calc + k_mask F_mask); both scales depend on the reflection."""
 
 class StructureFactorKind(_StructureFactorKind, metaclass=_StructureFactorKindEnumTypeWrapper):
     """StructureFactorKind says which structure factors."""
@@ -46,7 +46,7 @@ STRUCTURE_FACTOR_KIND_F_CALC: StructureFactorKind.ValueType  # 1
 STRUCTURE_FACTOR_KIND_F_MASK: StructureFactorKind.ValueType  # 2
 """Of the bulk-solvent mask."""
 STRUCTURE_FACTOR_KIND_F_MODEL: StructureFactorKind.ValueType  # 3
-"""Of the scaled total model."""
+"""Of the total model, k (F_calc + k_mask F_mask); both scales depend on the reflection."""
 Global___StructureFactorKind: _TypeAlias = StructureFactorKind  # noqa: Y015
 
 class _MapKind:
@@ -113,20 +113,24 @@ class ComputeStructureFactorsRequest(_message.Message):
     request_id: _builtins.str
     """Identifies this calculation."""
     model_id: _builtins.str
-    """The model; needs crystal symmetry, and reflections for scales."""
+    """The model; needs crystal symmetry, and reflections for all but F_calc."""
     algorithm: _gradients_pb2.StructureFactorAlgorithm.ValueType
     """How they are computed."""
     d_min: _builtins.float
-    """The high resolution limit in angstrom for a model without reflections."""
+    """The high resolution limit in angstrom for a model without reflections, which needs one; refused with
+    reflections, D_MIN_NOT_TAKEN.
+    """
     as_mtz: _builtins.bool
-    """Also an MTZ file, as a bundle."""
+    """Also an MTZ file, as a bundle: FC, PHIC, FMASK, PHIMASK, FMODEL, PHIFMODEL, phases in degrees, and where there
+    are data FOBS, SIGFOBS, divided by k_overall, and R-free-flags, 1 for the free set.
+    """
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___StructureFactorKind.ValueType]:
-        """Which; empty means all three."""
+        """Which; empty means all three, F_calc alone without reflections."""
 
     @_builtins.property
     def coordinates(self) -> _gradients_pb2.Coordinates:
-        """Where; not set means the model's own coordinates."""
+        """Where, one sample; not set means the model's own coordinates. Scales are determined there."""
 
     def __init__(
         self,
@@ -150,7 +154,7 @@ Global___ComputeStructureFactorsRequest: _TypeAlias = ComputeStructureFactorsReq
 @_typing.final
 class ComputeStructureFactorsResponse(_message.Message):
     """ComputeStructureFactorsResponse is one message of an answer: progress, then tensors in chunks (miller_indices
-    int32 [R, 3] and one complex128 [R] per kind), then the summary.
+    int32 [R, 3] and one complex128 [R] in electrons per kind: f_calc, f_mask, f_model), then the summary.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -201,9 +205,9 @@ class StructureFactorsSummary(_message.Message):
     reflections: _builtins.int
     """The reflections."""
     k_overall: _builtins.float
-    """The overall scale."""
+    """The overall scale: what F_model, in electrons, is multiplied with to fit the data."""
     k_mask: _builtins.float
-    """The bulk-solvent scale in the lowest resolution shell."""
+    """The bulk-solvent scale at the lowest resolution."""
     mtz_bundle_id: _builtins.str
     """The MTZ file, when asked for."""
     @_builtins.property
@@ -241,14 +245,14 @@ class ComputeMapRequest(_message.Message):
     request_id: _builtins.str
     """Identifies this calculation."""
     model_id: _builtins.str
-    """The model; needs reflections."""
+    """The model; needs reflections, with Bijvoet pairs for an anomalous difference."""
     kind: Global___MapKind.ValueType
     """Which."""
     resolution_factor: _builtins.float
     """Grid points per high resolution limit, 2 to 10; 0 means 4."""
     @_builtins.property
     def coordinates(self) -> _gradients_pb2.Coordinates:
-        """Where; not set means the model's own coordinates."""
+        """Where, one sample; not set means the model's own coordinates. Scales are determined there."""
 
     def __init__(
         self,
@@ -269,8 +273,8 @@ Global___ComputeMapRequest: _TypeAlias = ComputeMapRequest  # noqa: Y015
 
 @_typing.final
 class ComputeMapResponse(_message.Message):
-    """ComputeMapResponse is one message of an answer: progress, the tensor "map" (float32, sections last) in
-    chunks, then the summary.
+    """ComputeMapResponse is one message of an answer: progress, the tensor "map" (float32, points along a, b and c
+    over the whole unit cell) in chunks, then the summary.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -317,9 +321,9 @@ class MapSummary(_message.Message):
     MEAN_FIELD_NUMBER: _builtins.int
     SIGMA_FIELD_NUMBER: _builtins.int
     ccp4_bundle_id: _builtins.str
-    """The map as a CCP4 file."""
+    """The map as a CCP4 file, in electrons per cubic angstrom and without F(000), like the tensor."""
     mean: _builtins.float
-    """The mean of the map, in electrons per cubic angstrom."""
+    """The mean of the map."""
     sigma: _builtins.float
     """Its standard deviation."""
     def __init__(
@@ -454,6 +458,104 @@ class Share(_message.Message):
 Global___Share: _TypeAlias = Share  # noqa: Y015
 
 @_typing.final
+class OutlierCount(_message.Message):
+    """OutlierCount is how many outliers a check has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECK_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    check: _builtins.str
+    """The check."""
+    count: _builtins.int
+    """How many, listed or not."""
+    def __init__(
+        self,
+        *,
+        check: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutlierCount: _TypeAlias = OutlierCount  # noqa: Y015
+
+@_typing.final
+class RamachandranPoint(_message.Message):
+    """RamachandranPoint is the backbone of one residue, in one of its conformations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESIDUE_FIELD_NUMBER: _builtins.int
+    PHI_FIELD_NUMBER: _builtins.int
+    PSI_FIELD_NUMBER: _builtins.int
+    RESIDUE_CLASS_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    residue: _builtins.str
+    """The residue, such as "A 52 ALA", or "A 52 ALA (B)" for an alternative location."""
+    phi: _builtins.float
+    """In degrees, -180 to 180."""
+    psi: _builtins.float
+    """In degrees, -180 to 180."""
+    residue_class: _builtins.str
+    """The plot it belongs to: general, glycine, cis-proline, trans-proline, pre-proline, isoleucine or valine."""
+    region: _builtins.str
+    """Where it lies there: favored, allowed, outlier."""
+    score: _builtins.float
+    """The percentage of well-determined residues of its class that are less usual."""
+    def __init__(
+        self,
+        *,
+        residue: _builtins.str = ...,
+        phi: _builtins.float = ...,
+        psi: _builtins.float = ...,
+        residue_class: _builtins.str = ...,
+        region: _builtins.str = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phi", b"phi", "psi", b"psi", "region", b"region", "residue", b"residue", "residue_class", b"residue_class", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RamachandranPoint: _TypeAlias = RamachandranPoint  # noqa: Y015
+
+@_typing.final
+class ResidueDeviation(_message.Message):
+    """ResidueDeviation is the restraint of a residue that is farthest from its ideal value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESIDUE_FIELD_NUMBER: _builtins.int
+    WORST_Z_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    residue: _builtins.str
+    """The residue."""
+    worst_z: _builtins.float
+    """Its deviation over sigma."""
+    term: _builtins.str
+    """Its term; empty without restraints."""
+    def __init__(
+        self,
+        *,
+        residue: _builtins.str = ...,
+        worst_z: _builtins.float = ...,
+        term: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["residue", b"residue", "term", b"term", "worst_z", b"worst_z"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResidueDeviation: _TypeAlias = ResidueDeviation  # noqa: Y015
+
+@_typing.final
 class ValidationReport(_message.Message):
     """ValidationReport says how good a model is."""
 
@@ -464,6 +566,9 @@ class ValidationReport(_message.Message):
     OUTLIERS_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_FIELD_NUMBER: _builtins.int
     XRAY_FIELD_NUMBER: _builtins.int
+    OUTLIER_COUNTS_FIELD_NUMBER: _builtins.int
+    RAMACHANDRAN_FIELD_NUMBER: _builtins.int
+    RESIDUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def deviations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deviation]:
         """Deviations per term."""
@@ -474,7 +579,7 @@ class ValidationReport(_message.Message):
 
     @_builtins.property
     def outliers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outlier]:
-        """What stands out, worst first."""
+        """What stands out, at most 1000: the worst of each check, then the second worst of each, and so on."""
 
     @_builtins.property
     def unavailable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -482,7 +587,19 @@ class ValidationReport(_message.Message):
 
     @_builtins.property
     def xray(self) -> _gradients_pb2.XrayValue:
-        """The agreement with the data, where there are any."""
+        """The agreement with the data, where there are any; with scales determined at these coordinates."""
+
+    @_builtins.property
+    def outlier_counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutlierCount]:
+        """Outliers of each check that was made."""
+
+    @_builtins.property
+    def ramachandran(self) -> _containers.RepeatedCompositeFieldContainer[Global___RamachandranPoint]:
+        """The Ramachandran plot, at most 20,000 points."""
+
+    @_builtins.property
+    def residues(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResidueDeviation]:
+        """Residues in the order of the file, at most 20,000."""
 
     def __init__(
         self,
@@ -492,10 +609,13 @@ class ValidationReport(_message.Message):
         outliers: _abc.Iterable[Global___Outlier] | None = ...,
         unavailable: _abc.Iterable[_builtins.str] | None = ...,
         xray: _gradients_pb2.XrayValue | None = ...,
+        outlier_counts: _abc.Iterable[Global___OutlierCount] | None = ...,
+        ramachandran: _abc.Iterable[Global___RamachandranPoint] | None = ...,
+        residues: _abc.Iterable[Global___ResidueDeviation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["xray", b"xray"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deviations", b"deviations", "outliers", b"outliers", "shares", b"shares", "unavailable", b"unavailable", "xray", b"xray"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deviations", b"deviations", "outlier_counts", b"outlier_counts", "outliers", b"outliers", "ramachandran", b"ramachandran", "residues", b"residues", "shares", b"shares", "unavailable", b"unavailable", "xray", b"xray"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

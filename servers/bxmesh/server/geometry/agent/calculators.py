@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from google.protobuf.message import Message
 
 from bxmesh.geometry.v1 import calculations_pb2 as pb
+from bxmesh.server.geometry.agent.maps import electron_density
 from bxmesh.server.geometry.agent.minimization import minimization
 from bxmesh.server.geometry.agent.run import Calculator
+from bxmesh.server.geometry.agent.structure_factors import structure_factors
+from bxmesh.server.geometry.agent.validation import validation
 
 __all__ = ["CALCULATORS"]
 
 CALCULATORS: Mapping[type[Message], Calculator] = {
+    pb.ComputeStructureFactorsRequest: structure_factors,
+    pb.ComputeMapRequest: electron_density,
+    pb.ValidateModelRequest: validation,
     pb.MinimizeRequest: minimization,
 }

@@ -17,8 +17,8 @@ from bxmesh.server.errors import MeshError, internal, invalid_argument
 from bxmesh.server.geometry import frames
 from bxmesh.server.geometry.agent.capabilities import SESSION
 from bxmesh.server.geometry.agent.evaluation import Array, Evaluation, gradient_dtype, stack
-from bxmesh.server.geometry.agent.warm_models import WarmModels, engine_call
-from bxmesh.server.geometry.engine import SampleError, as_samples
+from bxmesh.server.geometry.agent.warm_models import WarmModels, engine_call, one_sample_call
+from bxmesh.server.geometry.engine import as_samples
 from bxmesh.tensors import (
     DEFAULT_CHUNK_BYTES,
     TensorAssembler,
@@ -138,12 +138,7 @@ class Session:
 
     def _refresh_scales(self, step_id: int, sites: Array) -> None:
         with self._models.held(SESSION, self._work.session_id, self._identity):
-            try:
-                engine_call(lambda: self._evaluation.refresh_scales(sites))
-            except SampleError as error:
-                raise invalid_argument(
-                    "coordinates", error.message, reason=f"SAMPLE_{error.status.name}"
-                ) from error
+            one_sample_call(lambda: self._evaluation.refresh_scales(sites))
         self._remember_scales(self._work, step_id, sites)
 
     def _compute(

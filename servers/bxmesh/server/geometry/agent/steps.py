@@ -14,7 +14,7 @@ _tracer = trace.get_tracer("bxmesh.engine")
 
 # What a warm model does in milliseconds is over before anyone could read of it.
 _WORTH_TELLING = frozenset(
-    {"read_bundles", "parse", "read_reflections", "build_restraints", "scale"}
+    {"read_bundles", "parse", "read_reflections", "build_restraints", "scale", "map", "write"}
 )
 
 

@@ -14,10 +14,11 @@ from typing import TypeVar
 
 from bxmesh.geometry.v1 import model_pb2
 from bxmesh.server.bundles import BundleStore
+from bxmesh.server.errors import invalid_argument
 from bxmesh.server.geometry.agent.capabilities import SESSION
 from bxmesh.server.geometry.agent.steps import Steps
 from bxmesh.server.geometry.conversions import error_of, model_options
-from bxmesh.server.geometry.engine import EngineError, ModelInputs, RestraintLibrary
+from bxmesh.server.geometry.engine import EngineError, ModelInputs, RestraintLibrary, SampleError
 from bxmesh.server.geometry.engine.model import BuiltModel, build
 from bxmesh.server.geometry.inputs import naming
 from bxmesh.server.occupation import Occupation
@@ -156,6 +157,16 @@ def engine_call(call: Callable[[], _T]) -> _T:
         return call()
     except EngineError as error:
         raise error_of(error) from error
+
+
+def one_sample_call(call: Callable[[], _T]) -> _T:
+    """Calls the engine where its one set of coordinates is all there is: a bad one is an error."""
+    try:
+        return engine_call(call)
+    except SampleError as error:
+        raise invalid_argument(
+            "coordinates", error.message, reason=f"SAMPLE_{error.status.name}"
+        ) from error
 
 
 def _limit(seconds: float) -> None:

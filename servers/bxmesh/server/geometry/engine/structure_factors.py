@@ -1,6 +1,7 @@
 """Structure factors of a model: of its atoms, of the solvent's mask, and of both, scaled."""
 
 import math
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _MOST_REFLECTIONS = 5_000_000
 # As CCP4 and Phenix name them.
 _AMPLITUDES = {"f_calc": "FC", "f_mask": "FMASK", "f_model": "FMODEL"}
 _PHASES = {"FC": "PHIC", "FMASK": "PHIMASK", "FMODEL": "PHIFMODEL"}
+_CREATED = re.compile(rb"CREATED_\d\d/\d\d/\d{4}_\d\d:\d\d:\d\d")
+_CREATED_LENGTH = 27
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,7 @@ class StructureFactors:
 
     miller_indices: npt.NDArray[np.int32]
     """[R, 3], unique under the symmetry."""
-    values: Mapping[Kind, npt.NDArray[np.complex128]]
+    values: Mapping[str, npt.NDArray[np.complex128]]
     """[R] each: F_calc, F_mask, and F_model = k (F_calc + k_mask F_mask), where k and k_mask depend
     on the reflection."""
     xray: XrayResult | None
@@ -62,13 +65,22 @@ class StructureFactors:
         for name, array in self.arrays.items():
             root = _AMPLITUDES.get(name, "FOBS" if name == "f_obs" else "R-free-flags")
             if dataset is None:
-                dataset = array.as_mtz_dataset(column_root_label=root, label_decorator=_Labels())
+                dataset = array.as_mtz_dataset(
+                    column_root_label=root, label_decorator=_Labels(), wavelength=0
+                )
             else:
                 dataset.add_miller_array(array, column_root_label=root, label_decorator=_Labels())
         with tempfile.TemporaryDirectory(prefix="bxmesh-") as folder:
             path = Path(folder) / "structure_factors.mtz"
-            dataset.mtz_object().write(str(path))
-            return path.read_bytes()
+            dataset.mtz_object().set_title("structure factors by bxmesh").write(str(path))
+            return _timeless(path.read_bytes())
+
+
+def _timeless(content: bytes) -> bytes:
+    # Each column says when it was made; without that, equal structure factors are one bundle.
+    header = content.rindex(b"VERS MTZ")
+    unknown = b"CREATED".ljust(_CREATED_LENGTH)
+    return content[:header] + _CREATED.sub(unknown, content[header:])
 
 
 class _Labels(iotbx.mtz.label_decorator):  # type: ignore[misc]
@@ -111,7 +123,7 @@ def structure_factors(
     sizes = flex.abs(f_model.data())
     k_overall = flex.sum(observed.data() * sizes) / flex.sum(sizes * sizes)
     found = {"f_calc": manager.f_calc(), "f_mask": manager.f_masks()[0], "f_model": f_model}
-    wanted = {kind: found[kind] for kind in kinds or _KINDS}
+    wanted: dict[str, Any] = {kind: found[kind] for kind in kinds or _KINDS}
     data = {"f_obs": observed.apply_scaling(factor=1 / k_overall)}
     if target.reflections.r_free_flags is not None:
         data["r_free_flags"] = manager.r_free_flags()
@@ -192,7 +204,7 @@ def _lowest(manager: Any) -> float:
 
 
 def _assembled(
-    wanted: Mapping[Kind, Any],
+    wanted: Mapping[str, Any],
     data: Mapping[str, Any],
     agreement: XrayResult | None,
     k_overall: float,
@@ -205,5 +217,5 @@ def _assembled(
         xray=agreement,
         k_overall=k_overall,
         k_mask=k_mask,
-        arrays={**data, **dict(wanted.items())},
+        arrays={**data, **wanted},
     )
