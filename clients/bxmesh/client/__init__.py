@@ -43,6 +43,7 @@ from bxmesh.client.sessions import AsyncSession
 from bxmesh.client.steps import Step
 from bxmesh.client.structure_factors import StructureFactors
 from bxmesh.client.sync import Bundles, Mesh, Session
+from bxmesh.client.validation import Validation
 from bxmesh.client.values import Progress, SampleValue
 
 __all__ = [
@@ -93,6 +94,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "Validation",
     "on",
     "task",
 ]

@@ -42,6 +42,7 @@ from bxmesh.client.structure_factors import (
     StructureFactors,
 )
 from bxmesh.client.trace import traced
+from bxmesh.client.validation import Validation
 from bxmesh.client.values import Progress
 from bxmesh.geometry.v1 import calculations_pb2, gradients_pb2, model_pb2
 from bxmesh.tensors import to_message as to_tensor
@@ -330,6 +331,32 @@ class AsyncMesh(AgentCalls):
                 trace_id=trace_id,
             )
         return DensityMap.from_message(answer.closing, answer.tensors["map"])
+
+    async def validate(
+        self,
+        model: Model | str,
+        coordinates: ArrayLike | None = None,
+        *,
+        html: str | Path | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> Validation:
+        """Says how good a model is at its coordinates, or at others, [N, 3] in angstrom.
+
+        Deviations from the restraints, the backbone, close contacts, and R factors where it has
+        reflections; with `html` it also writes a page with plots to that file.
+        """
+        with traced("validate"):
+            request = calculations_pb2.ValidateModelRequest(
+                request_id=uuid4().hex, model_id=_model_id(model), as_html=html is not None
+            )
+            if coordinates is not None:
+                request.coordinates.CopyFrom(await self._coordinates(as_coordinates(coordinates)))
+            connection = self._connection
+            timeout = timeout or connection.timeouts.calculation
+            answer = await connection.unary(connection.geometry.ValidateModel, request, timeout)
+            if html is not None:
+                await self.bundles.download(answer.html_bundle_id, html)
+        return Validation.from_message(answer)
 
     async def batch(
         self, items: Iterable[BatchItem], results: Path, *, most_open: int = 64

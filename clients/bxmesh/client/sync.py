@@ -192,6 +192,7 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
     minimize = blocking(AsyncMesh.minimize)
     structure_factors = blocking(AsyncMesh.structure_factors)
     map = blocking(AsyncMesh.map)
+    validate = blocking(AsyncMesh.validate)
     batch = iterating(AsyncMesh.batch)
     session = _opening(AsyncMesh.session)
     health = blocking(AsyncMesh.health)

@@ -11,11 +11,13 @@ from bxmesh.server.geometry.agent.maps import electron_density
 from bxmesh.server.geometry.agent.minimization import minimization
 from bxmesh.server.geometry.agent.run import Calculator
 from bxmesh.server.geometry.agent.structure_factors import structure_factors
+from bxmesh.server.geometry.agent.validation import validation
 
 __all__ = ["CALCULATORS"]
 
 CALCULATORS: Mapping[type[Message], Calculator] = {
     pb.ComputeStructureFactorsRequest: structure_factors,
     pb.ComputeMapRequest: electron_density,
+    pb.ValidateModelRequest: validation,
     pb.MinimizeRequest: minimization,
 }

@@ -30,6 +30,7 @@ from bxmesh.server.geometry.engine.types import (
     XrayOptions,
     XrayResult,
 )
+from bxmesh.server.geometry.engine.validation import Validation, checks
 from bxmesh.server.geometry.engine.xray import XrayTarget, scattering_table, xray_structure
 
 _DEFAULT_XRAY = XrayOptions()
@@ -203,6 +204,28 @@ class BuiltModel:
     def refresh_scales(self, sites: Floats | None = None) -> None:
         """Determine scales, bulk solvent and likelihood parameters anew at `sites`."""
         self._xray_target().refresh_scales(self._checked(sites))
+
+    def validate(
+        self, sites: Floats | None = None, on_step: StepFactory | None = None
+    ) -> Validation:
+        """Return how good the model is at `sites`, the file's coordinates when None.
+
+        R factors are with scales determined there. What cannot be checked is named in the answer; raises
+        SampleError when only these coordinates are at fault.
+        """
+        step = on_step or self._on_step
+        return checks.validate(
+            self._molecule,
+            self._checked(sites),
+            lambda: self._geometry_target(step),
+            None if self._reflections is None else lambda: self._agreement(sites, step),
+            step,
+        )
+
+    def _agreement(self, sites: Floats | None, on_step: StepFactory) -> XrayResult:
+        free = self._reflections is not None and self._reflections.r_free_flags is not None
+        options = XrayOptions(target="ml" if free else "ls", with_respect_to=frozenset())
+        return self.xray(sites, options, on_step, scales=self.scaled_at(sites))
 
     def file_with(self, sites: Floats) -> bytes:
         """Return the input's file with its atoms at `sites`; all else in it stays.

@@ -24,6 +24,11 @@ class AtomOrder:
         self.mask[places] = True
         self.mask.flags.writeable = False
 
+    @property
+    def places(self) -> npt.NDArray[np.intp]:
+        """The place in the file of each atom that cctbx has."""
+        return self._places
+
     def to_flex(self, sites: Floats) -> Any:
         """Return sites [N, 3] of the file as cctbx's flex.vec3_double."""
         if not self._identity:

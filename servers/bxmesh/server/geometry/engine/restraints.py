@@ -84,6 +84,19 @@ class GeometryTarget:
         )
         return terms
 
+    def lend(self, sites: Floats) -> tuple[Any, Any, list[int]]:
+        """Return cctbx's manager, a flex of `sites` [N, 3], and the places in the file of its atoms.
+
+        Its pairs are those at these sites. It is lent until the next call; raises SampleError.
+        """
+        at = self._order.to_flex(sites)
+        try:
+            self._manager.pair_proxies(sites_cart=at)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            self._forget_pairs()
+            raise _sample_error(error) from error
+        return self._manager, at, self._order.places.tolist()
+
     def _forget_pairs(self) -> None:
         self._manager._sites_cart_used_for_pair_proxies = None
 

@@ -1,0 +1,201 @@
+"""Restraints and how far a model is from them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from cctbx import geometry_restraints as cctbx
+
+from bxmesh.server.geometry.engine.types import Floats
+from bxmesh.server.geometry.engine.validation.naming import Naming
+from bxmesh.server.geometry.engine.validation.types import Deviation, Outlier, ResidueDeviation
+
+OUTLIER_Z = 4.0
+"""From so many sigmas on a restraint is an outlier."""
+
+_UNITS = {"bond": "Å", "angle": "°", "dihedral": "°", "chirality": "Å³", "planarity": "Å"}
+
+
+@dataclass(frozen=True)
+class Restraints:
+    """The restraints of one term at one set of coordinates; arrays have one value for each."""
+
+    term: str
+    atoms: Sequence[tuple[int, ...]]
+    """The atoms of each, by their places in cctbx."""
+    deltas: Floats
+    """Deviations, in the unit of the term."""
+    z: Floats
+    """Deviations over sigma."""
+    peaks: Floats
+    """The largest deviation over sigma within each: of a plane that of one atom, else `z`."""
+    values: Callable[[int], tuple[float, float]]
+    """The value of one, and the ideal value."""
+
+    def deviation(self) -> Deviation:
+        """Return what they sum up to."""
+        return Deviation(
+            self.term,
+            len(self.atoms),
+            float(np.sqrt(np.mean(self.deltas**2))),
+            float(np.sqrt(np.mean(self.z**2))),
+            float(np.abs(self.deltas).max()),
+        )
+
+    def outliers(
+        self, places: Sequence[int], naming: Naming, most: int
+    ) -> tuple[int, list[Outlier]]:
+        """Return how many are outliers, and the worst of them."""
+        (indices,) = np.nonzero(self.peaks > OUTLIER_Z)
+        worst = indices[np.argsort(-self.peaks[indices], kind="stable")][:most]
+        return len(indices), [self._outlier(index, places, naming) for index in worst.tolist()]
+
+    def _outlier(self, index: int, places: Sequence[int], naming: Naming) -> Outlier:
+        where = [places[atom] for atom in self.atoms[index]]
+        value, ideal = self.values(index)
+        score = float(self.peaks[index])
+        unit = _UNITS[self.term]
+        residues = naming.residues_of(where)
+        names = "–".join(map(naming.atom, where))
+        means = (
+            f"{value:.3f} {unit} from the plane"
+            if self.term == "planarity"
+            else (f"{value:.3f} {unit}, expected {ideal:.3f} {unit}")
+        )
+        turned = self.term == "chirality" and value * ideal < 0
+        return Outlier(
+            self.term,
+            residues,
+            value,
+            ideal,
+            score,
+            f"{self.term} {names}: {means}, {score:.1f} sigma"
+            f"{', the other hand' if turned else ''}",
+        )
+
+
+def restraints(manager: Any, sites: Any) -> Iterator[Restraints]:
+    """Yield the terms of cctbx's restraints manager that there are, at a flex of sites.
+
+    All restraints of a term count, as they do in the energy. Raises what cctbx raises for impossible sites.
+    """
+    bonds = manager.pair_proxies(sites_cart=sites).bond_proxies
+    if bonds.n_total():
+        yield _bonds(bonds, sites)
+    for term, values in (
+        ("angle", _angle),
+        ("dihedral", _dihedral),
+        ("chirality", _chirality),
+    ):
+        proxies = getattr(manager, f"{term}_proxies")
+        if proxies is not None and proxies.size():
+            yield _simple(term, proxies, sites, values)
+    planes = manager.planarity_proxies
+    if planes is not None and planes.size():
+        yield _planes(planes, sites)
+
+
+def worst_of_residues(
+    terms: Sequence[Restraints], places: Sequence[int], naming: Naming
+) -> tuple[ResidueDeviation, ...]:
+    """Return for each residue its worst restraint."""
+    worst = np.zeros(len(naming.residues))
+    names = np.full(len(naming.residues), "", dtype="<U16")
+    residue_of = naming.residue_of[np.asarray(places)]
+    for term in terms:
+        sizes = [len(atoms) for atoms in term.atoms]
+        reached = np.zeros_like(worst)
+        peaks = np.repeat(term.peaks, sizes)
+        np.maximum.at(reached, residue_of[np.fromiter(chain(*term.atoms), np.intp)], peaks)
+        names[reached > worst] = term.term
+        worst = np.maximum(worst, reached)
+    return tuple(
+        ResidueDeviation(residue, float(z), str(name))
+        for residue, z, name in zip(naming.residues, worst, names, strict=True)
+    )
+
+
+def _bonds(bonds: Any, sites: Any) -> Restraints:
+    simple, asu = list(bonds.simple), list(bonds.asu)
+    mappings = bonds.asu_mappings()
+    deltas = _array(bonds.deltas(sites_cart=sites))
+    z = _z(deltas, [*simple, *asu])
+
+    def values(index: int) -> tuple[float, float]:
+        if index < len(simple):
+            bond = cctbx.bond(sites_cart=sites, proxy=simple[index])
+        else:
+            proxy = asu[index - len(simple)]
+            bond = cctbx.bond(sites_cart=sites, asu_mappings=mappings, proxy=proxy)
+        return bond.distance_model, bond.distance_ideal
+
+    atoms = [*(proxy.i_seqs for proxy in simple), *((each.i_seq, each.j_seq) for each in asu)]
+    return Restraints("bond", atoms, deltas, z, np.abs(z), values)
+
+
+def _simple(
+    term: str, proxies: Any, sites: Any, values: Callable[[Any, Any], tuple[float, float]]
+) -> Restraints:
+    each = list(proxies)
+    deltas = _array(getattr(cctbx, f"{term}_deltas")(sites_cart=sites, proxies=proxies))
+    z = _z(deltas, each)
+    return Restraints(
+        term,
+        [proxy.i_seqs for proxy in each],
+        deltas,
+        z,
+        np.abs(z),
+        lambda index: values(sites, each[index]),
+    )
+
+
+def _angle(sites: Any, proxy: Any) -> tuple[float, float]:
+    angle = cctbx.angle(sites_cart=sites, proxy=proxy)
+    return angle.angle_model, angle.angle_ideal
+
+
+def _dihedral(sites: Any, proxy: Any) -> tuple[float, float]:
+    dihedral = cctbx.dihedral(sites_cart=sites, proxy=proxy)
+    # Of the ideal values that a period allows, the one that it deviates from.
+    return dihedral.angle_model, _turn(dihedral.angle_model + dihedral.delta)
+
+
+def _chirality(sites: Any, proxy: Any) -> tuple[float, float]:
+    chirality = cctbx.chirality(sites_cart=sites, proxy=proxy)
+    return chirality.volume_model, chirality.volume_ideal * (chirality.delta_sign or 1)
+
+
+def _planes(planes: Any, sites: Any) -> Restraints:
+    each = list(planes)
+    z, peaks, largest = np.empty(len(each)), np.empty(len(each)), np.empty(len(each))
+    for index, proxy in enumerate(each):
+        distances = _array(cctbx.planarity(sites_cart=sites, proxy=proxy).deltas())
+        weighted = distances * np.sqrt(_array(proxy.weights))
+        z[index] = np.sqrt(np.mean(weighted**2))
+        peaks[index] = np.abs(weighted).max()
+        largest[index] = np.abs(distances).max()
+    return Restraints(
+        "planarity",
+        [tuple(proxy.i_seqs) for proxy in each],
+        _array(cctbx.planarity_deltas_rms(sites_cart=sites, proxies=planes)),
+        z,
+        peaks,
+        lambda index: (float(largest[index]), 0.0),
+    )
+
+
+def _z(deltas: Floats, proxies: Sequence[Any]) -> Floats:
+    # weight = 1 / sigma²
+    z: Floats = deltas * np.sqrt([proxy.weight for proxy in proxies])
+    return z
+
+
+def _array(values: Any) -> Floats:
+    array: Floats = values.as_numpy_array()
+    return array
+
+
+def _turn(degrees: float) -> float:
+    return (degrees + 180.0) % 360.0 - 180.0
