@@ -21,7 +21,7 @@ from bxmesh.client.cli.inputs import (
 )
 from bxmesh.client.cli.progress import Phases
 from bxmesh.client.cli.report import Report
-from bxmesh.client.options import GradientOptions
+from bxmesh.client.options import PARAMETERS, GradientOptions
 
 __all__ = ["gradients"]
 
@@ -29,6 +29,15 @@ __all__ = ["gradients"]
 @click.command()
 @model_inputs
 @target_options
+@click.option(
+    "--with-respect-to",
+    type=click.Choice(PARAMETERS.choices),
+    multiple=True,
+    help="What to differentiate with respect to, by default sites; repeatable.",
+)
+@click.option(
+    "--per-term", "gradients_per_term", is_flag=True, help="Also a gradient per restraint term."
+)
 @click.option("--coordinates", type=Coordinates(), help="[N, 3] or [B, N, 3] in angstrom.")
 @click.option(
     "--output",

@@ -39,11 +39,18 @@ _XRAY_TARGETS: dict[gradients_pb2.XrayTarget.ValueType, TargetName] = {
     gradients_pb2.XRAY_TARGET_UNSPECIFIED: "ml",
     gradients_pb2.XRAY_TARGET_ML: "ml",
     gradients_pb2.XRAY_TARGET_LS: "ls",
+    gradients_pb2.XRAY_TARGET_MLHL: "mlhl",
+}
+_TARGETS_BY_NAME = {
+    "ml": gradients_pb2.XRAY_TARGET_ML,
+    "ls_wunit_k1": gradients_pb2.XRAY_TARGET_LS,
+    "mlhl": gradients_pb2.XRAY_TARGET_MLHL,
 }
 _PARAMETERS: dict[gradients_pb2.Parameter.ValueType, Parameter] = {
     gradients_pb2.PARAMETER_SITES: "sites",
     gradients_pb2.PARAMETER_ADP_ISO: "adp_iso",
     gradients_pb2.PARAMETER_OCCUPANCY: "occupancy",
+    gradients_pb2.PARAMETER_ADP_ANISO: "adp_aniso",
 }
 _STATUSES = {
     SampleStatus.OK: gradients_pb2.SAMPLE_STATUS_OK,
@@ -64,7 +71,12 @@ _PRECONDITIONS = frozenset(
         "UNKNOWN_RESIDUES",
     }
 )
-_UNITS = {"sites": "1/angstrom", "adp_iso": "1/angstrom^2", "occupancy": "1"}
+_UNITS = {
+    "sites": "1/angstrom",
+    "adp_iso": "1/angstrom^2",
+    "adp_aniso": "1/angstrom^2",
+    "occupancy": "1",
+}
 
 
 def error_of(error: EngineError) -> MeshError:
@@ -110,7 +122,7 @@ def xray_options(options: gradients_pb2.GradientOptions) -> XrayOptions:
     target = _XRAY_TARGETS.get(options.xray_target)
     if target is None:
         name = gradients_pb2.XrayTarget.Name(options.xray_target)
-        raise unimplemented(f"This server does not offer {name}; use ML or LS.")
+        raise unimplemented(f"This server does not offer {name}; use ML, MLHL or LS.")
     names = frozenset(map(_parameter, options.with_respect_to))
     direct = options.algorithm == gradients_pb2.STRUCTURE_FACTOR_ALGORITHM_DIRECT
     return XrayOptions(
@@ -142,9 +154,7 @@ def geometry_value(result: GeometryResult) -> gradients_pb2.GeometryValue:
 def xray_value(result: XrayResult, gradient_norm: float) -> gradients_pb2.XrayValue:
     """The X-ray target of one sample."""
     value = gradients_pb2.XrayValue(
-        target=(
-            gradients_pb2.XRAY_TARGET_ML if result.target == "ml" else gradients_pb2.XRAY_TARGET_LS
-        ),
+        target=_TARGETS_BY_NAME[result.target],
         value=result.value,
         r_work=result.r_work,
         reflections=result.reflections,

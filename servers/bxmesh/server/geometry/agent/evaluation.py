@@ -21,9 +21,11 @@ from bxmesh.server.geometry.conversions import (
 )
 from bxmesh.server.geometry.engine import SampleError
 from bxmesh.server.geometry.engine.model import BuiltModel
+from bxmesh.server.geometry.engine.types import TERMS, Mask
 from bxmesh.server.geometry.engine.xray import XrayTarget
 
 Array = NDArray[Any]
+_SHAPES = {"sites": (3,), "adp_aniso": (6,)}
 _UNOBSERVED = UnobservedSteps()
 
 
@@ -42,6 +44,9 @@ class Evaluation:
     ) -> None:
         _refuse_what_is_missing(options)
         self.model = model
+        self._selected = (
+            engine_call(lambda: model.select(options.selection)) if options.selection else None
+        )
         self.scales = scales
         self._options = options
         target = options.target or (
@@ -70,9 +75,11 @@ class Evaluation:
         tensors: dict[str, tuple[tuple[int, ...], str]] = {}
         if self.has_geometry and sites:
             tensors["geometry_sites"] = ((atoms, 3), unit_of("sites"))
+            for term in TERMS if self._options.gradients_per_term else ():
+                tensors[f"geometry_{term}_sites"] = ((atoms, 3), unit_of("sites"))
         if self.has_xray:
             for parameter in wanted:
-                shape = (atoms, 3) if parameter == "sites" else (atoms,)
+                shape = (atoms, *_SHAPES.get(parameter, ()))
                 tensors[f"xray_{parameter}"] = (shape, unit_of(parameter))
         if self._combined and sites:
             tensors["combined_sites"] = ((atoms, 3), unit_of("sites"))
@@ -111,22 +118,43 @@ class Evaluation:
         value = gradients_pb2.SampleValue(status=gradients_pb2.SAMPLE_STATUS_OK)
         gradients: dict[str, Array] = {}
         if self.has_geometry:
-            geometry = engine_call(lambda: self.model.geometry(sites, steps.step))
-            gradients["geometry_sites"] = geometry.gradients
+            geometry = engine_call(
+                lambda: self.model.geometry(
+                    sites, steps.step, per_term=self._options.gradients_per_term
+                )
+            )
+            gradients["geometry_sites"] = self._of_selected(geometry.gradients)
+            for term, own in geometry.term_gradients.items():
+                gradients[f"geometry_{term}_sites"] = self._of_selected(own)
             value.geometry.CopyFrom(geometry_value(geometry))
+            if self._selected is not None:
+                value.geometry.gradient_norm = _norm(gradients["geometry_sites"])
         if self.has_xray:
             xray = engine_call(
                 lambda: self.model.xray(sites, self._xray, steps.step, scales=self.scales)
             )
             for parameter, gradient in xray.gradients.items():
-                gradients[f"xray_{parameter}"] = gradient
-            sites_gradient = xray.gradients.get("sites")
+                gradients[f"xray_{parameter}"] = self._of_selected(gradient)
+            sites_gradient = gradients.get("xray_sites")
             value.xray.CopyFrom(
                 xray_value(xray, _norm(sites_gradient) if sites_gradient is not None else 0.0)
             )
         if self._combined:
             self._combine(value, gradients, steps)
         return value, gradients
+
+    @property
+    def moved(self) -> Mask:
+        """[N], True for the atoms that a minimization moves: selected, and with restraints."""
+        mask = self.model.atom_mask
+        return mask if self._selected is None else mask & self._selected
+
+    def _of_selected(self, gradient: Array) -> Array:
+        if self._selected is None:
+            return gradient
+        kept = gradient.copy()
+        kept[~self._selected] = 0.0
+        return kept
 
     def _combine(
         self, value: gradients_pb2.SampleValue, gradients: dict[str, Array], steps: Steps
@@ -193,8 +221,6 @@ def _norm(gradient: Array) -> float:
 
 def _refuse_what_is_missing(options: gradients_pb2.GradientOptions) -> None:
     for name, wanted in (
-        ("selection", bool(options.selection)),
-        ("gradients_per_term", options.gradients_per_term),
         ("twin_law", bool(options.twin_law)),
         ("engine FAST", options.engine == gradients_pb2.ENGINE_FAST),
     ):

@@ -68,7 +68,11 @@ class _Descent:
         self._model = run.model
         self._evaluation = Evaluation(run.model, run.request.options)
         self._evaluation.prepare(run.steps)
-        self._moved = run.model.atom_mask
+        self._moved = self._evaluation.moved
+        if not self._moved.any():
+            raise invalid_argument(
+                "options.selection", "none of the selected atoms has restraints, so none can move."
+            )
         self._start = np.array(
             run.model.atoms.sites if run.coordinates is None else run.coordinates, dtype=np.float64
         )

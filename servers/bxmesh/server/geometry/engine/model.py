@@ -10,6 +10,7 @@ from bxmesh.server.geometry.engine import (  # isort: skip  (the first guards th
     macromolecule,
     reflections,
     restraints,
+    selections,
     writing,
 )
 from bxmesh.server.geometry.engine.coordinates import check_sample, is_crowded
@@ -140,7 +141,11 @@ class BuiltModel:
             self._xray_target().prepare(options, step)
 
     def geometry(
-        self, sites: Floats | None = None, on_step: StepFactory | None = None
+        self,
+        sites: Floats | None = None,
+        on_step: StepFactory | None = None,
+        *,
+        per_term: bool = False,
     ) -> GeometryResult:
         """Return the geometry target at `sites`, the file's coordinates when None.
 
@@ -150,7 +155,7 @@ class BuiltModel:
         target = self._geometry_target(step)
         sites = self._checked(sites)
         with step("energies"):
-            return target.evaluate(sites)
+            return target.evaluate(sites, per_term=per_term)
 
     def xray(
         self,
@@ -204,6 +209,10 @@ class BuiltModel:
     def refresh_scales(self, sites: Floats | None = None) -> None:
         """Determine scales, bulk solvent and likelihood parameters anew at `sites`."""
         self._xray_target().refresh_scales(self._checked(sites))
+
+    def select(self, selection: str) -> Mask:
+        """Return which atoms a selection in mmtbx syntax has, [N]; raises EngineError."""
+        return selections.select(self._molecule, selection)
 
     def validate(
         self, sites: Floats | None = None, on_step: StepFactory | None = None

@@ -42,6 +42,8 @@ class Reflections:
     r_free_test_value: int | None
     r_free_generated: bool
     notices: tuple[str, ...]
+    phases: Any = None
+    """Hendrickson-Lattman coefficients of the same reflections; None when there are none."""
     bijvoet: Any = None
     """The data that have Bijvoet mates apart, unmerged with each other; None when there are none."""
 
@@ -88,6 +90,7 @@ def read(data: bytes, symmetry: crystal.symmetry | None, options: ModelOptions) 
             r_free_test_value=value,
             r_free_generated=generated,
             notices=tuple(notices),
+            phases=_phases(arrays, f_obs),
             bijvoet=_bijvoet(arrays, observed, options),
         )
     except EngineError:
@@ -159,6 +162,16 @@ def _select_observed(arrays: list[Any], options: ModelOptions, notices: list[str
         others = ", ".join(a.info().label_string() for a in observed if a is not chosen)
         notices.append(f"Data used: {chosen.info().label_string()}; also in the file: {others}.")
     return chosen
+
+
+def _phases(arrays: list[Any], f_obs: Any) -> Any:
+    for array in arrays:
+        if array.is_hendrickson_lattman_array():
+            array = (
+                array.map_to_asu().merge_equivalents().array() if array.anomalous_flag() else array
+            )
+            return array.customized_copy(crystal_symmetry=f_obs).map_to_asu().common_set(f_obs)
+    return None
 
 
 def _is_calculated(array: Any) -> bool:

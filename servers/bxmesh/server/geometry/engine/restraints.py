@@ -15,7 +15,14 @@ from bxmesh.server.geometry.engine.errors import EngineError, SampleError
 from bxmesh.server.geometry.engine.library import RestraintLibrary
 from bxmesh.server.geometry.engine.macromolecule import Macromolecule
 from bxmesh.server.geometry.engine.order import AtomOrder
-from bxmesh.server.geometry.engine.types import Floats, GeometryResult, Mask, SampleStatus, Term
+from bxmesh.server.geometry.engine.types import (
+    TERMS,
+    Floats,
+    GeometryResult,
+    Mask,
+    SampleStatus,
+    Term,
+)
 from bxmesh.server.geometry.engine.words import words
 
 _PLAIN_PAIRS_RADIUS = 5.0
@@ -30,10 +37,7 @@ _NEVER_BUILT = (
 )
 
 
-_RESIDUAL_SUMS = tuple(
-    (name, getattr(cctbx, f"{name}_residual_sum"))
-    for name in ("angle", "dihedral", "chirality", "planarity", "parallelity")
-)
+_RESIDUAL_SUMS = tuple((name, getattr(cctbx, f"{name}_residual_sum")) for name in TERMS[1:-1])
 
 
 class GeometryTarget:
@@ -51,12 +55,18 @@ class GeometryTarget:
         self._order = order
         self._contacts = Contacts(manager.nonbonded_function)
 
-    def evaluate(self, sites: Floats) -> GeometryResult:
-        """Return energy, terms and gradients at `sites` [N, 3]; raises SampleError."""
+    def evaluate(self, sites: Floats, *, per_term: bool = False) -> GeometryResult:
+        """Return energy, terms and gradients at `sites` [N, 3]; raises SampleError.
+
+        With `per_term` each term has a gradient of its own, too.
+        """
         at = self._order.to_flex(sites)
         gradients = flex.vec3_double(at.size())
+        apart = {name: flex.vec3_double(at.size()) for name in TERMS} if per_term else {}
         try:
-            terms = self._add_terms(at, gradients)
+            terms = self._add_terms(at, [apart.get(name, gradients) for name in TERMS])
+            for own in apart.values():
+                gradients += own
         except (RuntimeError, AssertionError, ValueError) as error:
             self._forget_pairs()
             raise _sample_error(error) from error
@@ -66,21 +76,32 @@ class GeometryTarget:
             raise SampleError(
                 SampleStatus.NON_FINITE, "The geometry energy or its gradients are not finite."
             )
-        values = gradients.as_double().as_numpy_array().reshape(-1, 3)
-        return GeometryResult(energy, terms, self._order.to_file(values), norm, self._order.mask)
+        return GeometryResult(
+            energy,
+            terms,
+            self._in_file(gradients),
+            norm,
+            self._order.mask,
+            {name: self._in_file(own) for name, own in apart.items()},
+        )
 
-    def _add_terms(self, sites: Any, gradients: Any) -> dict[str, Term]:
+    def _in_file(self, gradients: Any) -> Floats:
+        return self._order.to_file(gradients.as_double().as_numpy_array().reshape(-1, 3))
+
+    def _add_terms(self, sites: Any, gradients: list[Any]) -> dict[str, Term]:
+        """Add each term's gradient to its place in `gradients`, which may all be one."""
+        of_bonds, *of_others, of_contacts = gradients
         manager = self._manager
         pairs = manager.pair_proxies(sites_cart=sites)
         bonds, contacts = pairs.bond_proxies, pairs.nonbonded_proxies
         near, repulsion = self._contacts.among(contacts, sites), manager.nonbonded_function
-        terms = {"bond": Term(cctbx.bond_residual_sum(sites, bonds, gradients), bonds.n_total())}
-        for name, residual_sum in _RESIDUAL_SUMS:
+        terms = {"bond": Term(cctbx.bond_residual_sum(sites, bonds, of_bonds), bonds.n_total())}
+        for (name, residual_sum), own in zip(_RESIDUAL_SUMS, of_others, strict=True):
             proxies = getattr(manager, f"{name}_proxies")
             if proxies is not None:
-                terms[name] = Term(residual_sum(sites, proxies, gradients), proxies.size())
+                terms[name] = Term(residual_sum(sites, proxies, own), proxies.size())
         terms["nonbonded"] = Term(
-            cctbx.nonbonded_residual_sum(sites, near, gradients, repulsion), contacts.n_total()
+            cctbx.nonbonded_residual_sum(sites, near, of_contacts, repulsion), contacts.n_total()
         )
         return terms
 

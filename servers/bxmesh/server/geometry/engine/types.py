@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, TypeAlias
 
@@ -15,12 +15,15 @@ Names: TypeAlias = npt.NDArray[np.str_]
 StepFactory: TypeAlias = Callable[[str], AbstractContextManager[object]]
 Algorithm: TypeAlias = Literal["fft", "direct"]
 Hydrogens: TypeAlias = Literal["auto", "keep", "strip"]
-Parameter: TypeAlias = Literal["sites", "adp_iso", "occupancy"]
+Parameter: TypeAlias = Literal["sites", "adp_iso", "adp_aniso", "occupancy"]
 ScatteringTable: TypeAlias = Literal[
     "auto", "n_gaussian", "it1992", "wk1995", "electron", "neutron"
 ]
-TargetName: TypeAlias = Literal["ml", "ls"]
+TargetName: TypeAlias = Literal["ml", "ls", "mlhl"]
 UnitCell: TypeAlias = tuple[float, float, float, float, float, float]
+
+TERMS = ("bond", "angle", "dihedral", "chirality", "planarity", "parallelity", "nonbonded")
+"""The restraint terms that have a gradient of their own."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class GeometryResult:
     """The Euclidean norm of the gradients."""
     atom_mask: Mask
     """[N], True for the atoms that are restrained."""
+    term_gradients: Mapping[str, Floats] = field(default_factory=dict)
+    """[N, 3] for each of TERMS when they were asked for; they add up to `gradients`."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class XrayResult:
     """The X-ray target at one set of coordinates, with scales frozen at the deposited ones."""
 
     target: str
-    """The name of the target in cctbx: `ml` or `ls_wunit_k1`."""
+    """The name of the target in cctbx: `ml`, `mlhl` or `ls_wunit_k1`."""
     value: float
     """The target over the work set, per reflection."""
     value_free: float | None
@@ -110,7 +115,8 @@ class XrayResult:
     reflections: int
     gradients: Mapping[str, Floats]
     """`sites` [N, 3] per Å; `adp_iso` [N] per Å² of U, of its isotropic part for anisotropic
-    atoms; `occupancy` [N]; all in the input file's order."""
+    atoms; `adp_aniso` [N, 6] per Å² of U in the Cartesian frame (11, 22, 33, 12, 13, 23), zero for
+    isotropic atoms; `occupancy` [N]; all in the input file's order."""
     atom_mask: Mask
     """[N], True for the atoms that scatter."""
 

@@ -22,7 +22,8 @@ from bxmesh.server.geometry.engine.types import (
 )
 from bxmesh.server.geometry.engine.words import words
 
-_TARGETS = {"ml": "ml", "ls": "ls_wunit_k1"}
+_TARGETS = {"ml": "ml", "ls": "ls_wunit_k1", "mlhl": "mlhl"}
+_LIKELIHOODS = ("ml", "mlhl")
 
 
 class XrayTarget:
@@ -49,12 +50,19 @@ class XrayTarget:
         key = (options.target, options.algorithm, options.bulk_solvent)
         if key in self._scaled:
             return
-        if options.target == "ml" and self.reflections.r_free_flags is None:
+        if options.target in _LIKELIHOODS and self.reflections.r_free_flags is None:
             raise EngineError(
                 "NO_R_FREE_FLAGS",
                 "The maximum-likelihood target needs R-free flags and the reflections have none; "
                 "give them with the data, ask for flags to be generated, or use the "
                 "least-squares target.",
+                field="reflections",
+            )
+        if options.target == "mlhl" and self.reflections.phases is None:
+            raise EngineError(
+                "NO_PHASE_PROBABILITIES",
+                "The target mlhl needs Hendrickson-Lattman coefficients (such as HLA, HLB, HLC, HLD) "
+                "and the reflections have none; use the target ml.",
                 field="reflections",
             )
         with on_step("scale"):
@@ -139,6 +147,7 @@ class XrayTarget:
             f_mask=None if options.bulk_solvent else _no_solvent(f_obs),
             xray_structure=structure,
             sf_and_grads_accuracy_params=parameters,
+            abcd=self.reflections.phases if options.target == "mlhl" else None,
             target_name=_TARGETS[options.target],
         )
         manager.update_all_scales()
@@ -152,6 +161,8 @@ class XrayTarget:
             gradients["sites"] = self._order.to_file(sites)
         if "adp_iso" in options.with_respect_to:
             gradients["adp_iso"] = self._order.to_file(_adp_gradients(scatterers, result))
+        if "adp_aniso" in options.with_respect_to:
+            gradients["adp_aniso"] = self._order.to_file(_tensor_gradients(scatterers, result))
         if "occupancy" in options.with_respect_to:
             xray.set_scatterer_grad_flags(scatterers=scatterers, occupancy=True)
             occupancy = result.gradients_wrt_atomic_parameters(occupancy=True).as_numpy_array()
@@ -195,10 +206,15 @@ def _adp_gradients(scatterers: Any, result: Any) -> Floats:
     anisotropic = scatterers.extract_use_u_aniso().as_numpy_array()
     if not anisotropic.any():
         return isotropic
+    traces: Floats = _tensor_gradients(scatterers, result)[:, :3].sum(axis=1)
+    return np.where(anisotropic, traces, isotropic)
+
+
+def _tensor_gradients(scatterers: Any, result: Any) -> Floats:
+    anisotropic = scatterers.extract_use_u_aniso().as_numpy_array()
     xray.set_scatterer_grad_flags(scatterers=scatterers, u_aniso=True)
     tensors = result.gradients_wrt_atomic_parameters(u_aniso=True).as_double().as_numpy_array()
-    traces: Floats = tensors.reshape(-1, 6)[:, :3].sum(axis=1)
-    return np.where(anisotropic, traces, isotropic)
+    return np.where(anisotropic[:, None], tensors.reshape(-1, 6), 0.0)
 
 
 def _no_solvent(f_obs: Any) -> Any:
