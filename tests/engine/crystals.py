@@ -6,9 +6,10 @@ from typing import Any
 
 import iotbx.pdb
 import numpy as np
+from cctbx import crystal
 from cctbx.array_family import flex
 
-from tests.engine.wheel import PDB_1YJP, wheel_file
+from tests.engine.wheel import PDB_1YJP, wheel_bytes, wheel_file
 
 D_MIN = 1.8
 _ANOMALOUS = 0.6
@@ -28,17 +29,40 @@ def anomalous_1yjp(*, intensities: bool = False, flags: bool = True) -> bytes:
     for scatterer in structure.scatterers():
         if scatterer.element_symbol() == "O":
             scatterer.fdp = _ANOMALOUS
-    data = abs(structure.structure_factors(d_min=D_MIN, anomalous_flag=True).f_calc())
+    data = _measured(structure, anomalous=True)
+    if intensities:
+        data = data.f_as_f_sq()
+    return _with_flags(data, "I" if intensities else "F", flags=flags)
+
+
+def in_another_crystal(cell: tuple[float, ...], group: str) -> bytes:
+    """The atoms of 1yjp in a cell of their own, as PDB."""
+    record = iotbx.pdb.format_cryst1_record(crystal.symmetry(cell, group))
+    lines = wheel_bytes(PDB_1YJP).decode().splitlines()
+    atoms = [line for line in lines if line.startswith(("ATOM", "HETATM"))]
+    return "\n".join([record, *atoms, "END", ""]).encode()
+
+
+def simulated(cell: tuple[float, ...], group: str) -> bytes:
+    """Data of what `in_another_crystal` gives."""
+    text = in_another_crystal(cell, group).decode()
+    source = iotbx.pdb.input(source_info=None, lines=text.splitlines())
+    return _with_flags(_measured(source.xray_structure_simple(), anomalous=False), "F")
+
+
+def _measured(structure: Any, *, anomalous: bool) -> Any:
+    data = abs(structure.structure_factors(d_min=D_MIN, anomalous_flag=anomalous).f_calc())
     noise = np.random.default_rng(0).normal(1, 0.02, data.size())
-    data = data.array(
+    return data.array(
         data=data.data() * flex.double(noise), sigmas=0.03 * data.data() + 0.1
     ).set_observation_type_xray_amplitude()
-    root = "F"
-    if intensities:
-        data, root = data.f_as_f_sq(), "I"
+
+
+def _with_flags(data: Any, root: str, *, flags: bool = True) -> bytes:
     dataset = data.as_mtz_dataset(column_root_label=root)
     if flags:
-        chosen = np.random.default_rng(1).random(data.average_bijvoet_mates().size()) < 0.1
-        free = data.average_bijvoet_mates().array(data=flex.int(chosen.astype(np.int32)))
+        merged = data.average_bijvoet_mates() if data.anomalous_flag() else data
+        chosen = np.random.default_rng(1).random(merged.size()) < 0.1
+        free = merged.array(data=flex.int(chosen.astype(np.int32)))
         dataset.add_miller_array(free, column_root_label="R-free-flags")
     return written(dataset)

@@ -15,8 +15,8 @@ from iotbx.map_manager import map_manager
 from bxmesh.server.geometry.engine import EngineError, RestraintLibrary, SampleError, maps
 from bxmesh.server.geometry.engine.maps import density_map
 from bxmesh.server.geometry.engine.model import BuiltModel, build
-from tests.engine.crystals import anomalous_1yjp
-from tests.engine.test_structure_factors import data_7n2l, moved, plain_manager
+from tests.engine.crystals import anomalous_1yjp, in_another_crystal, simulated
+from tests.engine.test_structure_factors import moved, plain_7n2l, plain_manager
 from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, inputs, wheel_bytes
 
 TYPES = {"2mfo_dfc": "2mFo-DFc", "mfo_dfc": "mFo-DFc", "anomalous": "anom"}
@@ -49,7 +49,7 @@ def same(result: maps.DensityMap, expected: Any) -> bool:
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_equals_plain_cctbx(crystal: BuiltModel, kind: Any, elsewhere: bool) -> None:
     sites = moved(crystal) if elsewhere else crystal.atoms.sites
-    manager = plain_manager(crystal, sites, *data_7n2l())
+    manager = plain_7n2l(crystal, elsewhere=elsewhere)
     assert same(density_map(crystal, kind, sites), plain_map(manager, kind))
     if not elsewhere:
         assert same(density_map(crystal, kind), plain_map(manager, kind))
@@ -57,7 +57,7 @@ def test_equals_plain_cctbx(crystal: BuiltModel, kind: Any, elsewhere: bool) -> 
 
 @pytest.mark.parametrize("factor", [2.0, 3.0, 7.5, 10.0])
 def test_finer_grids(crystal: BuiltModel, factor: float) -> None:
-    manager = plain_manager(crystal, crystal.atoms.sites, *data_7n2l())
+    manager = plain_7n2l(crystal, elsewhere=False)
     result = density_map(crystal, "mfo_dfc", resolution_factor=factor)
     assert same(result, plain_map(manager, "mfo_dfc", factor))
     cell = crystal.symmetry.unit_cell().parameters()
@@ -142,6 +142,31 @@ def test_map_has_the_symmetry_of_the_crystal(anomalous: BuiltModel) -> None:
     half = values.shape[1] // 2
     mate = np.roll(np.roll(values[::-1, :, ::-1], 1, axis=(0, 2)), -half, axis=1)
     np.testing.assert_allclose(mate, values, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cell", "group", "number"),
+    [
+        ((41, 41, 53, 90, 90, 120), "P 31 2 1", 152),
+        ((37, 43, 59, 90, 90, 90), "C 2 2 21", 20),
+        ((61, 61, 47, 90, 90, 90), "I 41", 80),
+    ],
+)
+def test_other_space_groups(library: RestraintLibrary, cell: Any, group: str, number: int) -> None:
+    model = build(inputs(in_another_crystal(cell, group), simulated(cell, group)), library)
+    result = density_map(model, "2mfo_dfc")
+    shape = np.array(result.values.shape)
+    points = np.random.default_rng(0).integers(0, 1000, (50, 3)) % shape
+    for operation in model.symmetry.space_group():
+        rotation = np.array(operation.r().as_double()).reshape(3, 3)
+        mates = (points / shape) @ rotation.T + np.array(operation.t().as_double())
+        places = mates * shape
+        np.testing.assert_allclose(places, places.round(), atol=1e-6)
+        i, j, k = (places.round().astype(int) % shape).T
+        np.testing.assert_allclose(
+            result.values[i, j, k], result.values[tuple(points.T)], atol=1e-4
+        )
+    assert int.from_bytes(result.ccp4()[88:92], "little") == number
 
 
 def refusal(model: BuiltModel, kind: Any, sites: Any = None, **options: Any) -> str:

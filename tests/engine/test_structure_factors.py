@@ -1,6 +1,7 @@
 """Structure factors: equal to cctbx called plainly, as numbers and as an MTZ file."""
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,14 @@ def moved(model: BuiltModel) -> np.ndarray:
     return model.atoms.sites + np.random.default_rng(2).normal(0, 0.1, model.atoms.sites.shape)
 
 
+@cache
+def plain_7n2l(model: BuiltModel, *, elsewhere: bool) -> Any:
+    """cctbx's manager of 7n2l at the file's coordinates, or at `moved` ones."""
+    return plain_manager(model, moved(model) if elsewhere else model.atoms.sites, *data_7n2l())
+
+
 def plain_manager(
-    model: BuiltModel, sites: np.ndarray, f_obs: Any, flags: Any = None, path: str = PDB_7N2L
+    model: BuiltModel, sites: np.ndarray, f_obs: Any, flags: Any, path: str = PDB_7N2L
 ) -> Any:
     """`mmtbx.f_model.manager` with its scales determined at `sites`."""
     source = iotbx.pdb.input(str(wheel_file(path)))
@@ -68,8 +75,7 @@ def close(result: np.ndarray, expected: Any, tolerance: float = 1e-9) -> bool:
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_equals_plain_cctbx(crystal: BuiltModel, elsewhere: bool) -> None:
     sites = moved(crystal) if elsewhere else None
-    f_obs, flags = data_7n2l()
-    plain = plain_manager(crystal, crystal.atoms.sites if sites is None else sites, f_obs, flags)
+    plain = plain_7n2l(crystal, elsewhere=elsewhere)
     result = structure_factors(crystal, sites)
     assert result.miller_indices.dtype == np.int32
     assert (result.miller_indices == np.array(list(plain.f_obs().indices()))).all()
@@ -81,7 +87,7 @@ def test_equals_plain_cctbx(crystal: BuiltModel, elsewhere: bool) -> None:
     assert result.xray is not None
     assert result.xray.r_work == pytest.approx(plain.r_work(), rel=1e-9)
     assert result.xray.r_free == pytest.approx(plain.r_free(), rel=1e-9)
-    data = f_obs.common_set(plain.f_obs())
+    data = data_7n2l()[0].common_set(plain.f_obs())
     best = plain.scale_k1() * flex.mean(data.data()) / flex.mean(plain.f_obs().data())
     assert result.k_overall == pytest.approx(best, rel=1e-9)
     lowest = np.argmax(np.array(plain.f_obs().d_spacings().data()))

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from bxmesh.client.agents.calls import AgentCalls
 from bxmesh.client.batches import BatchItem, Outcome, run_batch
 from bxmesh.client.bundles import AsyncBundles, BundleKind
-from bxmesh.client.calculation import calculate, compute_gradients
+from bxmesh.client.calculation import Answer, calculate, compute_gradients
 from bxmesh.client.connection import Connection, Timeouts
 from bxmesh.client.content import BUNDLE_ID
 from bxmesh.client.endpoint import resolve
@@ -286,14 +286,12 @@ class AsyncMesh(AgentCalls):
                 d_min=d_min,
                 as_mtz=as_mtz,
             )
-            if coordinates is not None:
-                request.coordinates.CopyFrom(await self._coordinates(as_coordinates(coordinates)))
-            answer = await calculate(
-                self._connection,
+            answer = await self._calculated(
                 self._connection.geometry.ComputeStructureFactors,
                 request,
-                timeout or self._connection.timeouts.calculation,
+                coordinates,
                 on_progress=on_progress,
+                timeout=timeout,
                 trace_id=trace_id,
             )
         return StructureFactors.from_message(answer.closing, answer.tensors)
@@ -320,14 +318,12 @@ class AsyncMesh(AgentCalls):
                 kind=MAP_KINDS.number(kind),
                 resolution_factor=resolution_factor,
             )
-            if coordinates is not None:
-                request.coordinates.CopyFrom(await self._coordinates(as_coordinates(coordinates)))
-            answer = await calculate(
-                self._connection,
+            answer = await self._calculated(
                 self._connection.geometry.ComputeMap,
                 request,
-                timeout or self._connection.timeouts.calculation,
+                coordinates,
                 on_progress=on_progress,
+                timeout=timeout,
                 trace_id=trace_id,
             )
         return DensityMap.from_message(answer.closing, answer.tensors["map"])
@@ -394,6 +390,27 @@ class AsyncMesh(AgentCalls):
         if isinstance(source, str) and BUNDLE_ID.fullmatch(source):
             return source
         return (await self.bundles.upload(source, kind=kind)).bundle_id
+
+    async def _calculated(
+        self,
+        method: Any,
+        request: Any,
+        coordinates: ArrayLike | None,
+        *,
+        on_progress: Callable[[Progress], object] | None,
+        timeout: float | None,  # noqa: ASYNC109 - it becomes the call's deadline
+        trace_id: str,
+    ) -> Answer:
+        if coordinates is not None:
+            request.coordinates.CopyFrom(await self._coordinates(as_coordinates(coordinates)))
+        return await calculate(
+            self._connection,
+            method,
+            request,
+            timeout or self._connection.timeouts.calculation,
+            on_progress=on_progress,
+            trace_id=trace_id,
+        )
 
     async def _coordinates(self, array: NDArray[Any]) -> gradients_pb2.Coordinates:
         if array.nbytes <= _INLINE_BYTES:
