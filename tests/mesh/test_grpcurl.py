@@ -84,7 +84,7 @@ async def test_later_methods_say_so(shared_mesh: EmbeddedMesh) -> None:
         "-H",
         key(shared_mesh),
         *address(shared_mesh),
-        "bxmesh.geometry.v1.GeometryService/ListJobs",
+        "bxmesh.registry.v1.RegistryService/ListAgentDefinitions",
     )
     assert status != 0
     assert "Unimplemented" in output

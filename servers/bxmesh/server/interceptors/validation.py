@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from ..errors import MeshError, invalid_argument
 from ._wrap import Call, Decode, Interceptor, Proceed
+from .times import bad_times
 
 __all__ = ["ValidationInterceptor", "refuse_invalid"]
 
@@ -70,6 +71,8 @@ def refuse_invalid(validator: protovalidate.Validator, message: Message) -> None
     """Raises MeshError INVALID_ARGUMENT for a message that breaks the contract's rules."""
     violations = validator.collect_violations(message, fail_fast=True)
     if not violations:
+        for field in bad_times(message):
+            raise invalid_argument(field, "holds a time that there is not")
         return
     if message.ByteSize() <= _FULLY_DESCRIBED_BYTES:
         violations = validator.collect_violations(message)
