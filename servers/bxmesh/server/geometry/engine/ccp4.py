@@ -1,10 +1,11 @@
-"""Reading CCP4 and MRC maps that cover a whole unit cell."""
+"""Maps that cover a whole unit cell, as CCP4 files (MRC2014)."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from cctbx import crystal
 
 from bxmesh.server.geometry.engine import files
 from bxmesh.server.geometry.engine.errors import EngineError
@@ -15,6 +16,10 @@ _HEADER_BYTES = 1024
 _MAGIC = slice(208, 212)
 _TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _MOST_POINTS = 2**27
+_LINE = 80
+_FLOAT = 2
+_VERSION = 20140
+_LITTLE_ENDIAN = 0x4444
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +46,35 @@ def read(data: bytes) -> CellMap:
         if header[3] in _TYPES and set(header[16:19]) == {1, 2, 3}:
             return _read(content, order, header)
     raise _unreadable("its header is damaged, or the type of its values is not known here")
+
+
+def write(
+    values: npt.NDArray[np.float32],
+    symmetry: crystal.symmetry,
+    title: str,
+    mean: float,
+    sigma: float,
+) -> bytes:
+    """Return a map [A, B, C] as a file: columns along a, rows along b, sections along c."""
+    operations = b"".join(
+        operation.as_xyz().upper().encode().ljust(_LINE) for operation in symmetry.space_group()
+    )
+    header = np.zeros(256, "<i4")
+    header[0:3] = header[7:10] = values.shape
+    header[3] = _FLOAT
+    header[10:16] = np.array(symmetry.unit_cell().parameters(), "<f4").view("<i4")
+    header[16:19] = 1, 2, 3
+    header[19:22] = np.array([values.min(), values.max(), mean], "<f4").view("<i4")
+    header[22] = symmetry.space_group().type().number()
+    header[23] = len(operations)
+    header[26] = int.from_bytes(b"CCP4", "little")
+    header[27] = _VERSION
+    header[52] = int.from_bytes(b"MAP ", "little")
+    header[53] = _LITTLE_ENDIAN
+    header[54] = np.array(sigma, "<f4").view("<i4")
+    header[55] = 1
+    start = header.tobytes()[: -10 * _LINE] + title.encode().ljust(10 * _LINE)
+    return b"".join([start, operations, values.astype("<f4").tobytes(order="F")])
 
 
 def _read(content: bytes, order: str, header: npt.NDArray[np.int32]) -> CellMap:

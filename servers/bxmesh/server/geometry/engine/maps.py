@@ -1,17 +1,14 @@
 """Electron-density maps over the unit cell, from the data and a model's phases."""
 
 import math
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from cctbx import maptbx
-from cctbx.array_family import flex
-from iotbx import mrcfile
 
+from bxmesh.server.geometry.engine import ccp4
 from bxmesh.server.geometry.engine.errors import EngineError
 from bxmesh.server.geometry.engine.model import BuiltModel, untraced
 from bxmesh.server.geometry.engine.structure_factors import agreement_options
@@ -40,16 +37,8 @@ class DensityMap:
 
     def ccp4(self) -> bytes:
         """Return it as a CCP4 file, columns along a, rows along b and sections along c."""
-        with tempfile.TemporaryDirectory(prefix="bxmesh-") as folder:
-            path = Path(folder) / "map.ccp4"
-            mrcfile.write_ccp4_map(
-                file_name=str(path),
-                crystal_symmetry=self.symmetry,
-                map_data=flex.float(np.ascontiguousarray(self.values)),
-                labels=[f"{_TYPES[self.kind]}, electrons per cubic angstrom, by bxmesh"],
-                output_axis_order=[1, 2, 3],
-            )
-            return path.read_bytes()
+        title = f"{_TYPES[self.kind]}, electrons per cubic angstrom, by bxmesh"
+        return ccp4.write(self.values, self.symmetry, title, self.mean, self.sigma)
 
 
 def density_map(
