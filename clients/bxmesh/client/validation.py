@@ -96,7 +96,7 @@ class ResidueDeviation:
     worst_z: float
     """Its deviation over sigma."""
     term: str
-    """Its term; empty without restraints."""
+    """Its term."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Validation:
     ramachandran: tuple[RamachandranPoint, ...] = field(repr=False)
     """The Ramachandran plot, at most 20,000 points."""
     residues: tuple[ResidueDeviation, ...] = field(repr=False)
-    """In the order of the file, at most 20,000."""
+    """Those that have restraints, in the order of the file, at most 20,000."""
     xray: XrayValue | None
     """The agreement with the data, where there are any."""
     unavailable: tuple[str, ...]

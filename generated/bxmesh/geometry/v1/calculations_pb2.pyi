@@ -539,7 +539,7 @@ class ResidueDeviation(_message.Message):
     worst_z: _builtins.float
     """Its deviation over sigma."""
     term: _builtins.str
-    """Its term; empty without restraints."""
+    """Its term."""
     def __init__(
         self,
         *,
@@ -599,7 +599,7 @@ class ValidationReport(_message.Message):
 
     @_builtins.property
     def residues(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResidueDeviation]:
-        """Residues in the order of the file, at most 20,000."""
+        """Residues that have restraints, in the order of the file, at most 20,000."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from bxmesh.server.geometry.report.style import STYLE
 
 __all__ = ["Subject", "page"]
 
-_UNITS = {"bond": "Å", "angle": "°", "dihedral": "°", "chirality": "Å³", "planarity": "Å"}
+_UNITS = {"bond": " Å", "angle": "°", "dihedral": "°", "chirality": " Å³", "planarity": " Å"}
 _NAMES = {
     "ramachandran": "Ramachandran",
     "omega": "peptide bonds (omega)",
@@ -161,9 +161,9 @@ def _deviations(report: pb.ValidationReport) -> Markup:
             (
                 each.term,
                 f"{each.count}",
-                f"{each.rms:.4f} {_UNITS[each.term]}",
+                f"{each.rms:.4f}{_UNITS[each.term]}",
                 f"{each.rms_z:.2f}",
-                f"{each.max:.3f} {_UNITS[each.term]}",
+                f"{each.max:.3f}{_UNITS[each.term]}",
                 f"{counts[each.term]}",
             )
             for each in report.deviations

@@ -11,7 +11,7 @@ from bxmesh.server.geometry.report.markup import Markup, element, join
 __all__ = ["ramachandran_plots", "residue_bars", "stacked_bar"]
 
 _PANEL = 360
-_MARGIN = 26
+_LEFT, _RIGHT, _TOP, _BOTTOM = 34, 14, 8, 30
 _LABELLED = 8
 _PER_ROW = 150
 _BAR = 8
@@ -49,7 +49,7 @@ def _panel(name: str, points: Sequence[pb.RamachandranPoint], background: Sequen
         *_grid(),
         *map(_point, sorted(points, key=lambda point: point.region == "outlier")),
         *(_label(point) for point in worst[:_LABELLED]),
-        viewBox=f"-{_MARGIN} -6 {_PANEL + _MARGIN + 8} {_PANEL + _MARGIN + 6}",
+        viewBox=f"-{_LEFT} -{_TOP} {_PANEL + _LEFT + _RIGHT} {_PANEL + _TOP + _BOTTOM}",
         role="img",
         aria_label=f"Ramachandran plot, {name}: {counts}",
     )
@@ -88,6 +88,8 @@ def _grid() -> Iterator[Markup]:
         yield element("line", x1=0, y1=y, x2=_PANEL, y2=y, class_="grid")
         yield element("text", f"{degrees}", x=x, y=_PANEL + 13, text_anchor="middle")
         yield element("text", f"{degrees}", x=-4, y=y + 4, text_anchor="end")
+    yield element("text", "phi / °", x=_PANEL / 2, y=_PANEL + 26, text_anchor="middle")
+    yield element("text", "psi / °", x=-_PANEL / 2, y=-24, text_anchor="middle", class_="upright")
 
 
 def _point(point: pb.RamachandranPoint) -> Markup:
@@ -144,11 +146,7 @@ def _bar(index: int, residue: pb.ResidueDeviation) -> Markup:
     z = residue.worst_z
     height = max(1.0, round(min(z, _MOST_Z) / _MOST_Z * _BAR_HEIGHT, 1))
     kind = "outlier" if z > 4 else "allowed" if z > 2 else "favored"
-    says = (
-        f"{residue.residue}: {z:.1f} sigma ({residue.term})"
-        if residue.term
-        else (f"{residue.residue}: no restraints")
-    )
+    says = f"{residue.residue}: {z:.1f} sigma ({residue.term})"
     return element(
         "rect",
         element("title", says),

@@ -25,6 +25,7 @@ svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 svg .name { fill: var(--text); paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
 .region.allowed { fill: var(--allowed); } .region.favored { fill: var(--favored); }
+svg .upright { transform: rotate(-90deg); }
 .grid, .level { stroke: var(--line); stroke-width: 1; } .level { stroke-dasharray: 4 4; }
 .point { stroke: var(--card); stroke-width: .7; } .point:hover { stroke: var(--text); stroke-width: 2; }
 .favored { fill: var(--good); } .allowed { fill: var(--fair); } .outlier { fill: var(--bad); }

@@ -36,12 +36,13 @@ def close_contacts(
     found: dict[tuple[int, int, float], Outlier] = {}
     for index in near[np.argsort(distances[near] - reaches[near], kind="stable")].tolist():
         distance, reach = float(distances[index]), float(reaches[index])
-        if index < simple:
-            first, second = pairs.simple[index].i_seqs
-            symmetry = False
-        else:
+        # Pairs within the model are simple ones; the others have a symmetry copy.
+        symmetry = index >= simple
+        if symmetry:
             pair = pairs.asu[index - simple]
-            first, second, symmetry = pair.i_seq, pair.j_seq, pair.j_sym != 0
+            first, second = pair.i_seq, pair.j_seq
+        else:
+            first, second = pairs.simple[index].i_seqs
         atoms = places[first], places[second]
         key = (*sorted(atoms), round(distance, 4))
         if key not in found and reach - distance > _margin(atoms, naming):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from cctbx import geometry_restraints as cctbx
+from cctbx.geometry_restraints.auto_linking_types import iterate_covalent
 
 from bxmesh.server.geometry.engine.types import Floats
 from bxmesh.server.geometry.engine.validation.naming import Naming
@@ -15,7 +16,17 @@ from bxmesh.server.geometry.engine.validation.types import Deviation, Outlier, R
 OUTLIER_Z = 4.0
 """From so many sigmas on a restraint is an outlier."""
 
-_UNITS = {"bond": "Å", "angle": "°", "dihedral": "°", "chirality": "Å³", "planarity": "Å"}
+_FORMATS = {
+    "bond": "{:.3f} Å",
+    "angle": "{:.1f}°",
+    "dihedral": "{:.1f}°",
+    "chirality": "{:.2f} Å³",
+    "planarity": "{:.3f} Å",
+}
+
+
+# The others, such as those of C-beta atoms, repeat these; the figures of cctbx leave them out, too.
+_COVALENT = frozenset(iterate_covalent())
 
 
 @dataclass(frozen=True)
@@ -56,30 +67,28 @@ class Restraints:
         where = [places[atom] for atom in self.atoms[index]]
         value, ideal = self.values(index)
         score = float(self.peaks[index])
-        unit = _UNITS[self.term]
-        residues = naming.residues_of(where)
-        names = "–".join(map(naming.atom, where))
+        shown = _FORMATS[self.term].format
+        plane = self.term == "planarity"
         means = (
-            f"{value:.3f} {unit} from the plane"
-            if self.term == "planarity"
-            else (f"{value:.3f} {unit}, expected {ideal:.3f} {unit}")
+            f"{shown(value)} from the plane"
+            if plane
+            else f"{shown(value)}, expected {shown(ideal)}"
         )
-        turned = self.term == "chirality" and value * ideal < 0
+        turned = ", the other hand" if self.term == "chirality" and value * ideal < 0 else ""
         return Outlier(
             self.term,
-            residues,
+            naming.residues_of(where),
             value,
             ideal,
             score,
-            f"{self.term} {names}: {means}, {score:.1f} sigma"
-            f"{', the other hand' if turned else ''}",
+            f"{self.term} {'–'.join(map(naming.atom, where))}: {means}, {score:.1f} sigma{turned}",
         )
 
 
 def restraints(manager: Any, sites: Any) -> Iterator[Restraints]:
     """Yield the terms of cctbx's restraints manager that there are, at a flex of sites.
 
-    All restraints of a term count, as they do in the energy. Raises what cctbx raises for impossible sites.
+    Raises what cctbx raises for impossible sites.
     """
     bonds = manager.pair_proxies(sites_cart=sites).bond_proxies
     if bonds.n_total():
@@ -100,13 +109,13 @@ def restraints(manager: Any, sites: Any) -> Iterator[Restraints]:
 def worst_of_residues(
     terms: Sequence[Restraints], places: Sequence[int], naming: Naming
 ) -> tuple[ResidueDeviation, ...]:
-    """Return for each residue its worst restraint."""
-    worst = np.zeros(len(naming.residues))
+    """Return for each residue that has restraints its worst, in the order of the file."""
+    worst = np.full(len(naming.residues), -1.0)
     names = np.full(len(naming.residues), "", dtype="<U16")
     residue_of = naming.residue_of[np.asarray(places)]
     for term in terms:
         sizes = [len(atoms) for atoms in term.atoms]
-        reached = np.zeros_like(worst)
+        reached = np.full_like(worst, -1.0)
         peaks = np.repeat(term.peaks, sizes)
         np.maximum.at(reached, residue_of[np.fromiter(chain(*term.atoms), np.intp)], peaks)
         names[reached > worst] = term.term
@@ -114,6 +123,7 @@ def worst_of_residues(
     return tuple(
         ResidueDeviation(residue, float(z), str(name))
         for residue, z, name in zip(naming.residues, worst, names, strict=True)
+        if name
     )
 
 
@@ -138,8 +148,10 @@ def _bonds(bonds: Any, sites: Any) -> Restraints:
 def _simple(
     term: str, proxies: Any, sites: Any, values: Callable[[Any, Any], tuple[float, float]]
 ) -> Restraints:
-    each = list(proxies)
-    deltas = _array(getattr(cctbx, f"{term}_deltas")(sites_cart=sites, proxies=proxies))
+    every = list(proxies)
+    covalent = [index for index, proxy in enumerate(every) if proxy.origin_id in _COVALENT]
+    each = [every[index] for index in covalent]
+    deltas = _array(getattr(cctbx, f"{term}_deltas")(sites_cart=sites, proxies=proxies))[covalent]
     z = _z(deltas, each)
     return Restraints(
         term,

@@ -75,7 +75,7 @@ class ResidueDeviation:
     worst_z: float
     """Its deviation over sigma, 0 or more."""
     term: str
-    """Its term; empty without restraints."""
+    """Its term."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Validation:
     """The worst of each check, then the second worst of each, and so on."""
     ramachandran: tuple[RamachandranPoint, ...] = ()
     residues: tuple[ResidueDeviation, ...] = ()
-    """In the order of the file."""
+    """Those that have restraints, in the order of the file."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """How many outliers each check that was made has, listed or not."""
     unavailable: tuple[str, ...] = ()
