@@ -18,11 +18,22 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from bxmesh.client import AsyncMesh
-from bxmesh.geometry.v1 import bundle_pb2, geometry_service_pb2_grpc, gradients_pb2, model_pb2
+from bxmesh.geometry.v1 import (
+    bundle_pb2,
+    calculations_pb2,
+    geometry_service_pb2_grpc,
+    gradients_pb2,
+    model_pb2,
+)
 from bxmesh.registry.v1 import agent_pb2, registry_service_pb2_grpc
 from bxmesh.tensors import TensorAssembler, from_message, to_chunks, to_message, to_spec
 
 INLINE_BYTES = 2 * 1024 * 1024
+
+
+def chunks_of(arrays: dict[str, Any]) -> Iterator[Any]:
+    for name, array in arrays.items():
+        yield from to_chunks(array, to_spec(array, name))
 
 
 class GeometryServer(geometry_service_pb2_grpc.GeometryServiceServicer):
@@ -188,6 +199,30 @@ class GeometryServer(geometry_service_pb2_grpc.GeometryServiceServicer):
             yield gradients_pb2.ComputeGradientsResponse(summary=summary)
         finally:
             self.open_streams["ComputeGradients"] -= 1
+
+    async def ComputeStructureFactors(self, request, context):
+        self.requests.append(request)
+        await self._enter("ComputeStructureFactors", context)
+        arrays = {"miller_indices": np.array([[0, 0, 1], [-1, 2, 3]], np.int32)}
+        if calculations_pb2.STRUCTURE_FACTOR_KIND_F_MODEL not in request.kinds:
+            arrays["f_calc"] = np.array([1 + 2j, -3j])
+        summary = calculations_pb2.StructureFactorsSummary(reflections=2, k_overall=1.5)
+        if request.as_mtz:
+            summary.mtz_bundle_id = "sha256:" + "1" * 64
+        response = calculations_pb2.ComputeStructureFactorsResponse
+        for chunk in chunks_of(arrays):
+            yield response(chunk=chunk)
+        yield response(summary=summary)
+
+    async def ComputeMap(self, request, context):
+        self.requests.append(request)
+        await self._enter("ComputeMap", context)
+        response = calculations_pb2.ComputeMapResponse
+        yield response(progress=gradients_pb2.Progress(step="map"))
+        for chunk in chunks_of({"map": np.arange(24, dtype=np.float32).reshape(2, 3, 4)}):
+            yield response(chunk=chunk)
+        if not self.silent:
+            yield response(summary=calculations_pb2.MapSummary(mean=0.5, sigma=2.0))
 
     async def StreamGradients(self, requests, context):
         await self._enter("StreamGradients", context)

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import iotbx.mtz
 import iotbx.pdb
 import numpy as np
 from cctbx import crystal
@@ -33,6 +34,32 @@ def anomalous_1yjp(*, intensities: bool = False, flags: bool = True) -> bytes:
     if intensities:
         data = data.f_as_f_sq()
     return _with_flags(data, "I" if intensities else "F", flags=flags)
+
+
+def merged_and_pairs() -> bytes:
+    """The data of `anomalous_1yjp` beside their averages, as FMEAN."""
+    pairs, flags = _arrays(anomalous_1yjp())
+    dataset = pairs.as_mtz_dataset(column_root_label="F")
+    dataset.add_miller_array(pairs.average_bijvoet_mates(), column_root_label="FMEAN")
+    dataset.add_miller_array(flags, column_root_label="R-free-flags")
+    return written(dataset)
+
+
+def without_deviations(data: bytes) -> bytes:
+    """The same data and flags, but for the standard deviations."""
+    observed, flags = _arrays(data)
+    plain = observed.array(data=observed.data()).set_observation_type_xray_amplitude()
+    dataset = plain.as_mtz_dataset(column_root_label="F")
+    dataset.add_miller_array(flags, column_root_label="R-free-flags")
+    return written(dataset)
+
+
+def _arrays(data: bytes) -> tuple[Any, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data.mtz"
+        path.write_bytes(data)
+        observed, flags = iotbx.mtz.object(str(path)).as_miller_arrays()
+    return observed, flags
 
 
 def in_another_crystal(cell: tuple[float, ...], group: str) -> bytes:

@@ -15,7 +15,14 @@ from iotbx.map_manager import map_manager
 from bxmesh.server.geometry.engine import EngineError, RestraintLibrary, SampleError, maps
 from bxmesh.server.geometry.engine.maps import density_map
 from bxmesh.server.geometry.engine.model import BuiltModel, build
-from tests.engine.crystals import anomalous_1yjp, in_another_crystal, simulated
+from bxmesh.server.geometry.engine.structure_factors import structure_factors
+from tests.engine.crystals import (
+    anomalous_1yjp,
+    in_another_crystal,
+    merged_and_pairs,
+    simulated,
+    without_deviations,
+)
 from tests.engine.test_structure_factors import moved, plain_7n2l, plain_manager
 from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, inputs, wheel_bytes
 
@@ -195,6 +202,29 @@ def test_bad_requests(crystal: BuiltModel, library: RestraintLibrary) -> None:
 def test_a_map_has_bounds(crystal: BuiltModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maps, "_MOST_POINTS", 1_000_000)
     assert refusal(crystal, "mfo_dfc", resolution_factor=10.0) == "MAP_TOO_LARGE"
+
+
+def test_pairs_beside_merged_data(library: RestraintLibrary, anomalous: BuiltModel) -> None:
+    """The merged data are those that are used; the pairs are found for the anomalous map."""
+    model = build(inputs(PDB_1YJP, merged_and_pairs()), library)
+    assert model.summary.data is not None
+    assert model.summary.data.labels == "FMEAN,SIGFMEAN"
+    result = density_map(model, "anomalous")
+    np.testing.assert_allclose(result.values, density_map(anomalous, "anomalous").values, atol=1e-6)
+    chosen = build(inputs(PDB_1YJP, merged_and_pairs(), data_labels="FMEAN"), library)
+    assert refusal(chosen, "anomalous") == "NO_ANOMALOUS_PAIRS"
+
+
+def test_pairs_within_the_limits_of_the_model(library: RestraintLibrary) -> None:
+    model = build(inputs(PDB_1YJP, anomalous_1yjp(), d_min=3.0), library)
+    assert density_map(model, "anomalous").values.shape < (30, 10, 40)
+
+
+def test_amplitudes_without_deviations(library: RestraintLibrary) -> None:
+    data = without_deviations(anomalous_1yjp())
+    model = build(inputs(PDB_1YJP, data), library)
+    assert density_map(model, "anomalous").sigma > 0
+    assert b"FOBS" in structure_factors(model).mtz()
 
 
 def test_chosen_labels_decide_about_pairs(library: RestraintLibrary) -> None:
