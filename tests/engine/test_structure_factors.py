@@ -15,7 +15,7 @@ from cctbx.array_family import flex
 from bxmesh.server.geometry.engine import EngineError, RestraintLibrary, SampleError
 from bxmesh.server.geometry.engine.model import BuiltModel, build
 from bxmesh.server.geometry.engine.structure_factors import StructureFactors, structure_factors
-from tests.engine.crystals import anomalous_1yjp
+from tests.engine.crystals import anomalous_1yjp, written
 from tests.engine.plain import label, labels
 from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, inputs, wheel_bytes, wheel_file
 
@@ -138,6 +138,23 @@ def read(result: StructureFactors, folder: Path) -> dict[str, Any]:
         array.info().label_string(): array
         for array in iotbx.mtz.object(str(path)).as_miller_arrays()
     }
+
+
+def test_the_scale_of_the_data_does_not_matter(
+    crystal: BuiltModel, library: RestraintLibrary
+) -> None:
+    f_obs, flags = data_7n2l()
+    dataset = f_obs.apply_scaling(factor=1000).as_mtz_dataset(column_root_label="FOBS")
+    dataset.add_miller_array(flags, column_root_label="R-free-flags")
+    result = structure_factors(build(inputs(PDB_7N2L, written(dataset)), library))
+    expected = structure_factors(crystal)
+    np.testing.assert_array_equal(result.values["f_calc"], expected.values["f_calc"])
+    assert close(
+        result.k_overall * result.values["f_model"],
+        1000 * expected.k_overall * expected.values["f_model"],
+        1e-6,
+    )
+    assert close(abs(result.values["f_model"]), abs(expected.values["f_model"]), 0.1)
 
 
 def test_mtz(crystal: BuiltModel, tmp_path: Path) -> None:

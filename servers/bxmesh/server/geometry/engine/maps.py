@@ -24,7 +24,10 @@ _MOST_POINTS = 2**27
 
 @dataclass(frozen=True, eq=False)
 class DensityMap:
-    """A map over the whole unit cell, in electrons per Å³ and without F(000)."""
+    """A map over the whole unit cell, in electrons per Å³ and without F(000).
+
+    Or, with scattering tables for electrons and neutrons, in the unit of the table per Å³.
+    """
 
     kind: MapKind
     values: npt.NDArray[np.float32]
@@ -51,6 +54,7 @@ def density_map(
 ) -> DensityMap:
     """Return a map with phases and scales from `sites` float64 [N, 3], the file's when None.
 
+    All reflections take part, the free ones too; missing ones are not made up for.
     `resolution_factor`, 2 to 10, is how many grid points there are per high resolution limit, at
     least. Raises EngineError, and SampleError when only these coordinates are at fault.
     """

@@ -45,7 +45,7 @@ class Reflections:
     phases: Any = None
     """Hendrickson-Lattman coefficients of the same reflections; None when there are none."""
     bijvoet: Any = None
-    """The data that have Bijvoet mates apart, unmerged with each other; None when there are none."""
+    """Observed data with Bijvoet mates apart, intensities or amplitudes; None when there are none."""
 
     def with_pairs(self) -> "Reflections":
         """Return the same with amplitudes of F(+) and F(-) apart; raises EngineError."""
@@ -57,12 +57,21 @@ class Reflections:
                 field=_FIELD,
             )
         d_max, d_min = self.f_obs.d_max_min()
-        f_obs = _as_amplitudes(self.bijvoet, []).resolution_filter(
-            d_max=d_max * (1 + _RESOLUTION_TOLERANCE), d_min=d_min * (1 - _RESOLUTION_TOLERANCE)
-        )
-        flags = self.r_free_flags
-        if flags is not None:
-            f_obs, flags = f_obs.common_sets(flags.generate_bijvoet_mates())
+        try:
+            f_obs = _as_amplitudes(self.bijvoet, []).resolution_filter(
+                d_max=d_max * (1 + _RESOLUTION_TOLERANCE), d_min=d_min * (1 - _RESOLUTION_TOLERANCE)
+            )
+            flags = self.r_free_flags
+            if flags is not None:
+                f_obs, flags = f_obs.common_sets(flags.generate_bijvoet_mates())
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                _UNREADABLE,
+                f"The anomalous pairs of the reflections cannot be used: {words(error)}",
+                field=_FIELD,
+            ) from error
         return replace(self, f_obs=f_obs, r_free_flags=flags)
 
 

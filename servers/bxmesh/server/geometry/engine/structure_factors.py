@@ -38,7 +38,7 @@ _CREATED_LENGTH = 27
 
 @dataclass(frozen=True, eq=False)
 class StructureFactors:
-    """Structure factors in electrons."""
+    """Structure factors in electrons; F_model, on whose scale cctbx has the data, within 10 %."""
 
     miller_indices: npt.NDArray[np.int32]
     """[R, 3], unique under the symmetry."""
@@ -52,7 +52,7 @@ class StructureFactors:
     k_mask: float
     """The bulk-solvent scale at the lowest resolution; 0 without reflections."""
     arrays: Mapping[str, Any]
-    """cctbx's arrays of these, and where there are data `f_obs`, in electrons, and
+    """cctbx's arrays of these, and where there are data `f_obs`, on the scale of F_model, and
     `r_free_flags`."""
 
     def mtz(self) -> bytes:
