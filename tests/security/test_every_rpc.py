@@ -58,6 +58,7 @@ geometry.v1.GeometryService
   StreamGradients Minimize: gradient_calculation coordinate_update
   ComputeStructureFactors ComputeMap: structure_factor_calculation
   ValidateModel ExportRestraints: geometry_calculation
+  AnalyzeData: experimental_data_processing
   CreateJob GetJob ListJobs CancelJob WatchJob: geometry_calculation
 agent.v1.AgentService
   Connect: message_receive

@@ -41,6 +41,7 @@ _FIELDS: Mapping[type[Message], str] = {
     calculations_pb2.ValidateModelRequest: "validation",
     calculations_pb2.MinimizeRequest: "minimization",
     calculations_pb2.ExportRestraintsRequest: "restraints",
+    calculations_pb2.AnalyzeDataRequest: "data",
 }
 
 KINDS: Mapping[str, type[Message]] = {name: kind for kind, name in _FIELDS.items()}

@@ -18,6 +18,7 @@ from bxmesh.client.bundles import AsyncBundles, BundleKind
 from bxmesh.client.calculation import Answer, calculate, compute_gradients
 from bxmesh.client.connection import Connection, Timeouts
 from bxmesh.client.content import BUNDLE_ID
+from bxmesh.client.data_quality import DataReport
 from bxmesh.client.endpoint import resolve
 from bxmesh.client.gradients import Gradients, as_coordinates
 from bxmesh.client.health import check_health
@@ -353,6 +354,25 @@ class AsyncMesh(AgentCalls):
             if html is not None:
                 await self.bundles.download(answer.html_bundle_id, html)
         return Validation.from_message(answer)
+
+    async def analyze_data(
+        self,
+        model: Model | str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> DataReport:
+        """Says how good the reflections of a model are: completeness, Wilson B, twinning and the like.
+
+        Raises FailedPrecondition for a model without reflections.
+        """
+        with traced("analyze_data"):
+            request = calculations_pb2.AnalyzeDataRequest(
+                request_id=uuid4().hex, model_id=_model_id(model)
+            )
+            connection = self._connection
+            timeout = timeout or connection.timeouts.calculation
+            answer = await connection.unary(connection.geometry.AnalyzeData, request, timeout)
+        return DataReport.from_message(answer.report)
 
     async def batch(
         self, items: Iterable[BatchItem], results: Path, *, most_open: int = 64

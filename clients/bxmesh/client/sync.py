@@ -193,6 +193,7 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
     structure_factors = blocking(AsyncMesh.structure_factors)
     map = blocking(AsyncMesh.map)
     validate = blocking(AsyncMesh.validate)
+    analyze_data = blocking(AsyncMesh.analyze_data)
     batch = iterating(AsyncMesh.batch)
     session = _opening(AsyncMesh.session)
     health = blocking(AsyncMesh.health)

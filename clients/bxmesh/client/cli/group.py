@@ -21,6 +21,7 @@ class _Command(NamedTuple):
 _COMMANDS = {
     "gradients": _Command("bxmesh.client.cli.gradients", "Compute energies and gradients."),
     "validate": _Command("bxmesh.client.cli.validate", "Say how good a model is."),
+    "data": _Command("bxmesh.client.cli.data", "Report how good reflections are."),
     "minimize": _Command("bxmesh.client.cli.minimize", "Move a model to better coordinates."),
     "structure-factors": _Command(
         "bxmesh.client.cli.structure_factors", "Compute structure factors, as an MTZ file."

@@ -205,7 +205,7 @@ class StructureFactorsSummary(_message.Message):
     reflections: _builtins.int
     """The reflections."""
     k_overall: _builtins.float
-    """The overall scale: what F_model, in electrons, is multiplied with to fit the data."""
+    """The overall scale: what F_model is multiplied with to fit the data."""
     k_mask: _builtins.float
     """The bulk-solvent scale at the lowest resolution."""
     mtz_bundle_id: _builtins.str
@@ -966,3 +966,214 @@ class ExportRestraintsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___ExportRestraintsResponse: _TypeAlias = ExportRestraintsResponse  # noqa: Y015
+
+@_typing.final
+class AnalyzeDataRequest(_message.Message):
+    """AnalyzeDataRequest asks how good the reflections of a model are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Identifies this calculation."""
+    model_id: _builtins.str
+    """The model; needs reflections."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnalyzeDataRequest: _TypeAlias = AnalyzeDataRequest  # noqa: Y015
+
+@_typing.final
+class ResolutionShell(_message.Message):
+    """ResolutionShell is a part of the reflections."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    D_MAX_FIELD_NUMBER: _builtins.int
+    D_MIN_FIELD_NUMBER: _builtins.int
+    REFLECTIONS_FIELD_NUMBER: _builtins.int
+    COMPLETENESS_FIELD_NUMBER: _builtins.int
+    I_OVER_SIGMA_FIELD_NUMBER: _builtins.int
+    d_max: _builtins.float
+    """The low limit in angstrom."""
+    d_min: _builtins.float
+    """The high limit in angstrom."""
+    reflections: _builtins.int
+    """How many reflections there are."""
+    completeness: _builtins.float
+    """Their fraction of those that there could be, 0 to 1."""
+    i_over_sigma: _builtins.float
+    """The mean of I/sigma; not set without sigmas."""
+    def __init__(
+        self,
+        *,
+        d_max: _builtins.float = ...,
+        d_min: _builtins.float = ...,
+        reflections: _builtins.int = ...,
+        completeness: _builtins.float = ...,
+        i_over_sigma: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_i_over_sigma", b"_i_over_sigma", "i_over_sigma", b"i_over_sigma"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_i_over_sigma", b"_i_over_sigma", "completeness", b"completeness", "d_max", b"d_max", "d_min", b"d_min", "i_over_sigma", b"i_over_sigma", "reflections", b"reflections"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__i_over_sigma: _TypeAlias = _typing.Literal["i_over_sigma"]  # noqa: Y015
+    _WhichOneofArgType__i_over_sigma: _TypeAlias = _typing.Literal["_i_over_sigma", b"_i_over_sigma"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__i_over_sigma) -> _WhichOneofReturnType__i_over_sigma | None: ...
+
+Global___ResolutionShell: _TypeAlias = ResolutionShell  # noqa: Y015
+
+@_typing.final
+class DataReport(_message.Message):
+    """DataReport is what the reflections say of themselves. What is not set cannot be said: unavailable says why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABELS_FIELD_NUMBER: _builtins.int
+    FRENCH_WILSON_FIELD_NUMBER: _builtins.int
+    REFLECTIONS_FIELD_NUMBER: _builtins.int
+    D_MAX_FIELD_NUMBER: _builtins.int
+    D_MIN_FIELD_NUMBER: _builtins.int
+    COMPLETENESS_FIELD_NUMBER: _builtins.int
+    I_OVER_SIGMA_FIELD_NUMBER: _builtins.int
+    FREE_FRACTION_FIELD_NUMBER: _builtins.int
+    WILSON_B_FIELD_NUMBER: _builtins.int
+    ANISOTROPIC_B_FIELD_NUMBER: _builtins.int
+    ANISOTROPY_FIELD_NUMBER: _builtins.int
+    SECOND_MOMENT_FIELD_NUMBER: _builtins.int
+    MEAN_L_FIELD_NUMBER: _builtins.int
+    MEAN_L2_FIELD_NUMBER: _builtins.int
+    TWIN_LAWS_FIELD_NUMBER: _builtins.int
+    SHELLS_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_FIELD_NUMBER: _builtins.int
+    labels: _builtins.str
+    """The columns that are used."""
+    french_wilson: _builtins.bool
+    """Whether amplitudes were made of intensities by the method of French and Wilson."""
+    reflections: _builtins.int
+    """How many reflections there are."""
+    d_max: _builtins.float
+    """The low limit in angstrom."""
+    d_min: _builtins.float
+    """The high limit in angstrom."""
+    completeness: _builtins.float
+    """Their fraction of those that there could be, 0 to 1."""
+    i_over_sigma: _builtins.float
+    """The mean of I/sigma."""
+    free_fraction: _builtins.float
+    """The fraction that is set aside for R-free."""
+    wilson_b: _builtins.float
+    """The B of the Wilson plot in square angstrom."""
+    anisotropy: _builtins.float
+    """The largest of its eigenvalues less the smallest, in square angstrom."""
+    second_moment: _builtins.float
+    """<I^2>/<I>^2 of acentric reflections: 2 for untwinned data, 1.5 for perfectly twinned."""
+    mean_l: _builtins.float
+    """<|L|> of Padilla and Yeates: 0.5 for untwinned data, 0.375 for perfectly twinned."""
+    mean_l2: _builtins.float
+    """<L^2>: 0.333 for untwinned data, 0.2 for perfectly twinned."""
+    @_builtins.property
+    def anisotropic_b(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Its tensor in the Cartesian frame: 11, 22, 33, 12, 13, 23; empty for none."""
+
+    @_builtins.property
+    def twin_laws(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The laws by which the lattice allows twinning, such as "-h,-k,l"."""
+
+    @_builtins.property
+    def shells(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResolutionShell]:
+        """Shells of resolution, from low to high."""
+
+    @_builtins.property
+    def unavailable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What could not be said, each with the reason."""
+
+    def __init__(
+        self,
+        *,
+        labels: _builtins.str = ...,
+        french_wilson: _builtins.bool = ...,
+        reflections: _builtins.int = ...,
+        d_max: _builtins.float = ...,
+        d_min: _builtins.float = ...,
+        completeness: _builtins.float = ...,
+        i_over_sigma: _builtins.float | None = ...,
+        free_fraction: _builtins.float | None = ...,
+        wilson_b: _builtins.float | None = ...,
+        anisotropic_b: _abc.Iterable[_builtins.float] | None = ...,
+        anisotropy: _builtins.float | None = ...,
+        second_moment: _builtins.float | None = ...,
+        mean_l: _builtins.float | None = ...,
+        mean_l2: _builtins.float | None = ...,
+        twin_laws: _abc.Iterable[_builtins.str] | None = ...,
+        shells: _abc.Iterable[Global___ResolutionShell] | None = ...,
+        unavailable: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_anisotropy", b"_anisotropy", "_free_fraction", b"_free_fraction", "_i_over_sigma", b"_i_over_sigma", "_mean_l", b"_mean_l", "_mean_l2", b"_mean_l2", "_second_moment", b"_second_moment", "_wilson_b", b"_wilson_b", "anisotropy", b"anisotropy", "free_fraction", b"free_fraction", "i_over_sigma", b"i_over_sigma", "mean_l", b"mean_l", "mean_l2", b"mean_l2", "second_moment", b"second_moment", "wilson_b", b"wilson_b"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_anisotropy", b"_anisotropy", "_free_fraction", b"_free_fraction", "_i_over_sigma", b"_i_over_sigma", "_mean_l", b"_mean_l", "_mean_l2", b"_mean_l2", "_second_moment", b"_second_moment", "_wilson_b", b"_wilson_b", "anisotropic_b", b"anisotropic_b", "anisotropy", b"anisotropy", "completeness", b"completeness", "d_max", b"d_max", "d_min", b"d_min", "free_fraction", b"free_fraction", "french_wilson", b"french_wilson", "i_over_sigma", b"i_over_sigma", "labels", b"labels", "mean_l", b"mean_l", "mean_l2", b"mean_l2", "reflections", b"reflections", "second_moment", b"second_moment", "shells", b"shells", "twin_laws", b"twin_laws", "unavailable", b"unavailable", "wilson_b", b"wilson_b"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__anisotropy: _TypeAlias = _typing.Literal["anisotropy"]  # noqa: Y015
+    _WhichOneofArgType__anisotropy: _TypeAlias = _typing.Literal["_anisotropy", b"_anisotropy"]  # noqa: Y015
+    _WhichOneofReturnType__free_fraction: _TypeAlias = _typing.Literal["free_fraction"]  # noqa: Y015
+    _WhichOneofArgType__free_fraction: _TypeAlias = _typing.Literal["_free_fraction", b"_free_fraction"]  # noqa: Y015
+    _WhichOneofReturnType__i_over_sigma: _TypeAlias = _typing.Literal["i_over_sigma"]  # noqa: Y015
+    _WhichOneofArgType__i_over_sigma: _TypeAlias = _typing.Literal["_i_over_sigma", b"_i_over_sigma"]  # noqa: Y015
+    _WhichOneofReturnType__mean_l: _TypeAlias = _typing.Literal["mean_l"]  # noqa: Y015
+    _WhichOneofArgType__mean_l: _TypeAlias = _typing.Literal["_mean_l", b"_mean_l"]  # noqa: Y015
+    _WhichOneofReturnType__mean_l2: _TypeAlias = _typing.Literal["mean_l2"]  # noqa: Y015
+    _WhichOneofArgType__mean_l2: _TypeAlias = _typing.Literal["_mean_l2", b"_mean_l2"]  # noqa: Y015
+    _WhichOneofReturnType__second_moment: _TypeAlias = _typing.Literal["second_moment"]  # noqa: Y015
+    _WhichOneofArgType__second_moment: _TypeAlias = _typing.Literal["_second_moment", b"_second_moment"]  # noqa: Y015
+    _WhichOneofReturnType__wilson_b: _TypeAlias = _typing.Literal["wilson_b"]  # noqa: Y015
+    _WhichOneofArgType__wilson_b: _TypeAlias = _typing.Literal["_wilson_b", b"_wilson_b"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__anisotropy) -> _WhichOneofReturnType__anisotropy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__free_fraction) -> _WhichOneofReturnType__free_fraction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__i_over_sigma) -> _WhichOneofReturnType__i_over_sigma | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_l) -> _WhichOneofReturnType__mean_l | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_l2) -> _WhichOneofReturnType__mean_l2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__second_moment) -> _WhichOneofReturnType__second_moment | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wilson_b) -> _WhichOneofReturnType__wilson_b | None: ...
+
+Global___DataReport: _TypeAlias = DataReport  # noqa: Y015
+
+@_typing.final
+class AnalyzeDataResponse(_message.Message):
+    """AnalyzeDataResponse holds the report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def report(self) -> Global___DataReport:
+        """The report."""
+
+    def __init__(
+        self,
+        *,
+        report: Global___DataReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnalyzeDataResponse: _TypeAlias = AnalyzeDataResponse  # noqa: Y015

@@ -125,6 +125,11 @@ class GeometryServiceStub(object):
                 request_serializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ValidateModelRequest.SerializeToString,
                 response_deserializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ValidateModelResponse.FromString,
                 _registered_method=True)
+        self.AnalyzeData = channel.unary_unary(
+                '/bxmesh.geometry.v1.GeometryService/AnalyzeData',
+                request_serializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.AnalyzeDataRequest.SerializeToString,
+                response_deserializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.AnalyzeDataResponse.FromString,
+                _registered_method=True)
         self.Minimize = channel.unary_stream(
                 '/bxmesh.geometry.v1.GeometryService/Minimize',
                 request_serializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.MinimizeRequest.SerializeToString,
@@ -265,6 +270,13 @@ class GeometryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AnalyzeData(self, request, context):
+        """AnalyzeData says how good the reflections of a model are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Minimize(self, request, context):
         """Minimize minimizes a target, with progress.
         """
@@ -366,6 +378,11 @@ def add_GeometryServiceServicer_to_server(servicer, server):
                     servicer.ValidateModel,
                     request_deserializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ValidateModelRequest.FromString,
                     response_serializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ValidateModelResponse.SerializeToString,
+            ),
+            'AnalyzeData': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnalyzeData,
+                    request_deserializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.AnalyzeDataRequest.FromString,
+                    response_serializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.AnalyzeDataResponse.SerializeToString,
             ),
             'Minimize': grpc.unary_stream_rpc_method_handler(
                     servicer.Minimize,
@@ -839,6 +856,33 @@ class GeometryService(object):
             '/bxmesh.geometry.v1.GeometryService/ValidateModel',
             bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ValidateModelRequest.SerializeToString,
             bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ValidateModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnalyzeData(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bxmesh.geometry.v1.GeometryService/AnalyzeData',
+            bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.AnalyzeDataRequest.SerializeToString,
+            bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.AnalyzeDataResponse.FromString,
             options,
             channel_credentials,
             insecure,

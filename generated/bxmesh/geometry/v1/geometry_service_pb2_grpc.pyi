@@ -81,6 +81,8 @@ class GeometryServiceStub:
     """ComputeMap computes a map."""
     ValidateModel: _grpc.UnaryUnaryMultiCallable[_calculations_pb2.ValidateModelRequest, _calculations_pb2.ValidateModelResponse]
     """ValidateModel validates a model."""
+    AnalyzeData: _grpc.UnaryUnaryMultiCallable[_calculations_pb2.AnalyzeDataRequest, _calculations_pb2.AnalyzeDataResponse]
+    """AnalyzeData says how good the reflections of a model are."""
     Minimize: _grpc.UnaryStreamMultiCallable[_calculations_pb2.MinimizeRequest, _calculations_pb2.MinimizeResponse]
     """Minimize minimizes a target, with progress."""
     ExportRestraints: _grpc.UnaryStreamMultiCallable[_calculations_pb2.ExportRestraintsRequest, _calculations_pb2.ExportRestraintsResponse]
@@ -135,6 +137,8 @@ class GeometryServiceAsyncStub(GeometryServiceStub):
     """ComputeMap computes a map."""
     ValidateModel: _aio.UnaryUnaryMultiCallable[_calculations_pb2.ValidateModelRequest, _calculations_pb2.ValidateModelResponse]  # type: ignore[assignment]
     """ValidateModel validates a model."""
+    AnalyzeData: _aio.UnaryUnaryMultiCallable[_calculations_pb2.AnalyzeDataRequest, _calculations_pb2.AnalyzeDataResponse]  # type: ignore[assignment]
+    """AnalyzeData says how good the reflections of a model are."""
     Minimize: _aio.UnaryStreamMultiCallable[_calculations_pb2.MinimizeRequest, _calculations_pb2.MinimizeResponse]  # type: ignore[assignment]
     """Minimize minimizes a target, with progress."""
     ExportRestraints: _aio.UnaryStreamMultiCallable[_calculations_pb2.ExportRestraintsRequest, _calculations_pb2.ExportRestraintsResponse]  # type: ignore[assignment]
@@ -288,6 +292,14 @@ class GeometryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_calculations_pb2.ValidateModelResponse, _abc.Awaitable[_calculations_pb2.ValidateModelResponse]]:
         """ValidateModel validates a model."""
+
+    @_abc_1.abstractmethod
+    def AnalyzeData(
+        self,
+        request: _calculations_pb2.AnalyzeDataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_calculations_pb2.AnalyzeDataResponse, _abc.Awaitable[_calculations_pb2.AnalyzeDataResponse]]:
+        """AnalyzeData says how good the reflections of a model are."""
 
     @_abc_1.abstractmethod
     def Minimize(

@@ -129,6 +129,7 @@ class JobSpec(_message.Message):
     VALIDATION_FIELD_NUMBER: _builtins.int
     MINIMIZATION_FIELD_NUMBER: _builtins.int
     RESTRAINTS_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
@@ -159,6 +160,10 @@ class JobSpec(_message.Message):
         """Restraints as tensors."""
 
     @_builtins.property
+    def data(self) -> _calculations_pb2.AnalyzeDataRequest:
+        """The quality of reflections."""
+
+    @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """How long it may take from when a worker gets it first, up to 30 days; not set means an hour."""
 
@@ -175,15 +180,16 @@ class JobSpec(_message.Message):
         validation: _calculations_pb2.ValidateModelRequest | None = ...,
         minimization: _calculations_pb2.MinimizeRequest | None = ...,
         restraints: _calculations_pb2.ExportRestraintsRequest | None = ...,
+        data: _calculations_pb2.AnalyzeDataRequest | None = ...,
         priority: Global___JobPriority.ValueType = ...,
         timeout: _duration_pb2.Duration | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calculation", b"calculation", "gradients", b"gradients", "map", b"map", "minimization", b"minimization", "restraints", b"restraints", "structure_factors", b"structure_factors", "timeout", b"timeout", "validation", b"validation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calculation", b"calculation", "data", b"data", "gradients", b"gradients", "map", b"map", "minimization", b"minimization", "restraints", b"restraints", "structure_factors", b"structure_factors", "timeout", b"timeout", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calculation", b"calculation", "gradients", b"gradients", "labels", b"labels", "map", b"map", "minimization", b"minimization", "priority", b"priority", "restraints", b"restraints", "structure_factors", b"structure_factors", "timeout", b"timeout", "validation", b"validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calculation", b"calculation", "data", b"data", "gradients", b"gradients", "labels", b"labels", "map", b"map", "minimization", b"minimization", "priority", b"priority", "restraints", b"restraints", "structure_factors", b"structure_factors", "timeout", b"timeout", "validation", b"validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_calculation: _TypeAlias = _typing.Literal["gradients", "structure_factors", "map", "validation", "minimization", "restraints"]  # noqa: Y015
+    _WhichOneofReturnType_calculation: _TypeAlias = _typing.Literal["gradients", "structure_factors", "map", "validation", "minimization", "restraints", "data"]  # noqa: Y015
     _WhichOneofArgType_calculation: _TypeAlias = _typing.Literal["calculation", b"calculation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_calculation) -> _WhichOneofReturnType_calculation | None: ...
 

@@ -33,7 +33,7 @@ _CHUNK_BYTES = chunk_bytes_or_default(0)
 
 
 class CalculationRpcs:
-    """ComputeStructureFactors, ComputeMap, ValidateModel, Minimize and ExportRestraints."""
+    """ComputeStructureFactors, ComputeMap, ValidateModel, AnalyzeData, Minimize, ExportRestraints."""
 
     _mesh: GeometryMesh
 
@@ -55,11 +55,13 @@ class CalculationRpcs:
         self, request: pb.ValidateModelRequest, context: Context
     ) -> pb.ValidateModelResponse:
         """Says how good a model is."""
-        async with aclosing(self._calculation(request, context)) as events:
-            async for event in events:
-                if isinstance(event, geometry_work_pb2.CalculationWorkResult):
-                    return _unpacked(event.summary, pb.ValidateModelResponse)
-        raise RuntimeError("the events of a calculation end with its result")
+        return await self._answer(request, context, pb.ValidateModelResponse)
+
+    async def AnalyzeData(
+        self, request: pb.AnalyzeDataRequest, context: Context
+    ) -> pb.AnalyzeDataResponse:
+        """Says how good the reflections of a model are."""
+        return await self._answer(request, context, pb.AnalyzeDataResponse)
 
     async def Minimize(
         self, request: pb.MinimizeRequest, context: Context
@@ -74,6 +76,14 @@ class CalculationRpcs:
         """Streams the restraints of a model."""
         async for response in self._stream(request, context, pb.ExportRestraintsResponse):
             yield response
+
+    async def _answer(self, request: Message, context: Context, response: type[_R]) -> _R:
+        """Returns a summary that is the whole answer."""
+        async with aclosing(self._calculation(request, context)) as events:
+            async for event in events:
+                if isinstance(event, geometry_work_pb2.CalculationWorkResult):
+                    return _unpacked(event.summary, response)
+        raise RuntimeError("the events of a calculation end with its result")
 
     async def _stream(
         self, request: Message, context: Context, response: type[_R]

@@ -44,6 +44,7 @@ _RPCS = {
     "validation": "ValidateModel",
     "minimization": "Minimize",
     "restraints": "ExportRestraints",
+    "data": "AnalyzeData",
 }
 
 

@@ -107,6 +107,7 @@ METHODS: Mapping[str, Rule] = MappingProxyType(
             "Minimize": Rule(("gradient_calculation", "coordinate_update"), _XRAY),
             "ComputeStructureFactors ComputeMap": "structure_factor_calculation",
             "ValidateModel ExportRestraints": "geometry_calculation",
+            "AnalyzeData": "experimental_data_processing",
             "CreateJob GetJob ListJobs CancelJob WatchJob": Rule(
                 ("geometry_calculation",), _OTHERS
             ),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from google.protobuf.message import Message
 
 from bxmesh.geometry.v1 import calculations_pb2 as pb
+from bxmesh.server.geometry.agent.data_quality import data_quality
 from bxmesh.server.geometry.agent.maps import electron_density
 from bxmesh.server.geometry.agent.minimization import minimization
 from bxmesh.server.geometry.agent.run import Calculator
@@ -20,4 +21,5 @@ CALCULATORS: Mapping[type[Message], Calculator] = {
     pb.ComputeMapRequest: electron_density,
     pb.ValidateModelRequest: validation,
     pb.MinimizeRequest: minimization,
+    pb.AnalyzeDataRequest: data_quality,
 }

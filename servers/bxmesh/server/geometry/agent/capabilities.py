@@ -21,5 +21,6 @@ CALCULATIONS: Mapping[type[Message], str] = {
     pb.ValidateModelRequest: "geometry.validation",
     pb.MinimizeRequest: "geometry.minimization",
     pb.ExportRestraintsRequest: "geometry.restraints",
+    pb.AnalyzeDataRequest: "geometry.data",
 }
 """The kinds of calculations that have one answer, by what asks for them."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from bxmesh.server.geometry.engine import (  # isort: skip  (the first guards the others)
     cctbx_first,  # noqa: F401
+    data_quality,
     macromolecule,
     reflections,
     restraints,
@@ -14,6 +15,7 @@ from bxmesh.server.geometry.engine import (  # isort: skip  (the first guards th
     writing,
 )
 from bxmesh.server.geometry.engine.coordinates import check_sample, is_crowded
+from bxmesh.server.geometry.engine.data_quality import DataQuality
 from bxmesh.server.geometry.engine.errors import EngineError, SampleError
 from bxmesh.server.geometry.engine.library import RestraintLibrary
 from bxmesh.server.geometry.engine.order import AtomOrder
@@ -194,6 +196,18 @@ class BuiltModel:
         structure.set_sites_cart(order.to_flex(self._checked(sites)))
         return structure
 
+    def lend_restraints(self, on_step: StepFactory | None = None) -> tuple[Any, Any, list[int]]:
+        """Return cctbx's restraints at the file's coordinates, as `GeometryTarget.lend` does.
+
+        Raises EngineError, and SampleError when these coordinates are at fault.
+        """
+        return self._geometry_target(on_step or self._on_step).lend(self.atoms.sites)
+
+    @property
+    def has_symmetry(self) -> bool:
+        """Whether the macromolecule brought a unit cell and a space group."""
+        return self._molecule.symmetry is not None
+
     @property
     def symmetry(self) -> Any:
         """cctbx's crystal symmetry; raises EngineError NO_CRYSTAL_SYMMETRY where there is none."""
@@ -209,6 +223,10 @@ class BuiltModel:
     def refresh_scales(self, sites: Floats | None = None) -> None:
         """Determine scales, bulk solvent and likelihood parameters anew at `sites`."""
         self._xray_target().refresh_scales(self._checked(sites))
+
+    def data_quality(self) -> DataQuality:
+        """Return how good the reflections are; raises EngineError NO_REFLECTIONS without any."""
+        return data_quality.analyse(self._molecule, self._data())
 
     def select(self, selection: str) -> Mask:
         """Return which atoms a selection in mmtbx syntax has, [N]; raises EngineError."""
@@ -273,14 +291,19 @@ class BuiltModel:
         return self._xray
 
     def _new_xray_target(self, *, pairs: bool = False) -> XrayTarget:
+        data = self._data()
+        if pairs:
+            data = data.with_pairs()
+        return XrayTarget(self._molecule, data, self._options.scattering_table)
+
+    def _data(self) -> reflections.Reflections:
         if self._reflections is None:
             raise EngineError(
                 "NO_REFLECTIONS",
                 "The X-ray target needs reflections and the model was created without any.",
                 field="reflections",
             )
-        data = self._reflections.with_pairs() if pairs else self._reflections
-        return XrayTarget(self._molecule, data, self._options.scattering_table)
+        return self._reflections
 
     def _find_unknown(self, notices: list[str]) -> tuple[str, ...]:
         try:
