@@ -27,6 +27,7 @@ NAMES = (
     "registry",
     "security",
     "torch",
+    "minimization",
     "memory",
 )
 RESULTS = Path(__file__).parent / "results"

@@ -46,12 +46,16 @@ class BareGeometry:
         self._geometry = self.manager.get_restraints_manager().geometry
         self.sites = self.manager.get_sites_cart().as_double().as_numpy_array().reshape(-1, 3)
 
-    def gradients(self, sites: Any) -> Any:
-        """The gradient at coordinates [N, 3] as an array."""
+    def energy_and_gradients(self, sites: Any) -> tuple[float, Any]:
+        """The energy at coordinates [N, 3], and its gradient as an array."""
         energies = self._geometry.energies_sites(
             sites_cart=flex.vec3_double(flex.double(sites.ravel())), compute_gradients=True
         )
-        return energies.gradients.as_double().as_numpy_array()
+        return energies.target, energies.gradients.as_double().as_numpy_array()
+
+    def gradients(self, sites: Any) -> Any:
+        """The gradient at coordinates [N, 3] as an array."""
+        return self.energy_and_gradients(sites)[1]
 
 
 class BareXray:

@@ -19,6 +19,11 @@ async def processor_share(pid: int, seconds: float) -> float:
     return ticks / _TICKS_PER_SECOND / (time.perf_counter() - start)
 
 
+def processor_seconds(pid: int) -> float:
+    """The seconds of a core that a process has taken so far."""
+    return _ticks(pid) / _TICKS_PER_SECOND
+
+
 def _children(pid: int) -> list[int]:
     # Each thread has children of its own.
     lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+# SciPy crashes the process when it is loaded before cctbx.
+import bxmesh.server.geometry.engine.model  # noqa: F401
+
+# isort: split
 import io
 import time
 from collections.abc import Mapping
