@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import iotbx.pdb
 import numpy as np
 import pytest
 from cctbx.array_family import flex
-from libtbx import Auto
+from libtbx import Auto, easy_pickle
+from mmtbx.rotamer import rotamer_eval
+from mmtbx.rotamer.n_dim_table import NDimTable
 from mmtbx.validation import cbetadev, omegalyze, ramalyze
 
 from bxmesh.server.geometry.engine import ModelInputs, RestraintLibrary, SampleError
@@ -340,12 +344,76 @@ def test_a_chain_without_a_name_is_not_named_by_its_segment(library: RestraintLi
     assert found.residues[0].residue == "1 GLY"
 
 
+CHIS = {
+    1: "ser thr val cys",
+    2: "asn asp his ile leu phetyr pro trp",
+    3: "gln glu met",
+    4: "arg lys",
+}
+
+
+def contours(folder: Path) -> Path:
+    """Tables in the form of chem_data's, by which a side chain is bad whose chi1 is from 0 to 90."""
+    folder.mkdir()
+    (folder / "NO_UPDATE").touch()
+    for angles, names in CHIS.items():
+        for name in names.split():
+            data, pickled = f"rota8000-{name}.data", f"rota8000-{name}.pickle"
+            lines = [
+                f'# Table name/description: "{name}"',
+                f"# Number of dimensions: {angles}",
+                "#",
+            ]
+            lines += [f"#   x{at}: 0.0 360.0 {4 if at else 36} true" for at in range(angles)]
+            lines += ["# List of table coordinates and values. (Value is last)"]
+            places = product(range(5, 360, 10), *((45, 135, 225, 315),) * (angles - 1))
+            lines += [
+                f"{' '.join(map(str, place))} {0.0 if place[0] < 90 else 0.9}" for place in places
+            ]
+            (folder / data).write_text("\n".join(lines) + "\n")
+            with (folder / data).open() as table:
+                easy_pickle.dump(str(folder / pickled), NDimTable.createFromText(table))
+    return folder
+
+
+def test_rotamers_where_their_contours_are(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = contours(tmp_path / "rotarama_data")
+    monkeypatch.setattr(rotamer_eval, "find_rotarama_data_dir", lambda optional=False: str(folder))
+    model = built(UBIQUITIN)
+    found = model.validate()
+    assert not [reason for reason in found.unavailable if reason.startswith("rotamers")]
+    atoms = model.atoms
+    site = {
+        (int(number), name): place
+        for number, name, place in zip(atoms.resseq, atoms.name, atoms.sites, strict=True)
+    }
+    listed = {
+        int(each.residues[0].split()[1]) for each in found.outliers if each.check == "rotamer"
+    }
+    judged = 0
+    for number in {number for number, name in site if (number, "CG") in site}:
+        # But for prolines, whose tables mmtbx reads in their own way, and what lies near a border.
+        chi = _torsion(*(site[number, name] for name in ("N", "CA", "CB", "CG")))
+        if (number, "CD") in site and np.linalg.norm(site[number, "CD"] - site[number, "N"]) < 1.7:
+            continue
+        if 12 < chi < 78:
+            assert number in listed
+            judged += 1
+        elif not -12 < chi < 102:
+            assert number not in listed
+    assert judged > 10
+    (share,) = (s for s in found.shares if (s.check, s.name) == ("rotamer", "outlier"))
+    assert share.count == found.counts["rotamer"] == len(listed)
+
+
 def test_what_has_no_protein_says_so(built: Built) -> None:
     found = built(NUCLEIC).validate()
     assert not found.shares
     assert not found.ramachandran
     (reason,) = (each for each in found.unavailable if "protein" in each)
-    assert reason.startswith("Ramachandran, omega, C-beta deviations")
+    assert reason.startswith("Ramachandran, omega, C-beta deviations:")
     assert "ramachandran" not in found.counts
     assert found.deviations[0].count > 100
 
@@ -388,6 +456,23 @@ def test_bad_coordinates_are_refused(built: Built) -> None:
     assert raised.value.status is SampleStatus.EXPLODED
     # And the model is as good as before.
     assert model.validate().counts["bond"] == 0
+
+
+def test_what_has_no_value_is_named(built: Built) -> None:
+    model = built(PDB_1YJP)
+    sites = shaken(model, 0.0)
+    everything = {each.term: each.count for each in model.validate().deviations}
+    sites[:8] = sites[0]
+    found = model.validate(sites)
+    terms = {each.term: each.count for each in found.deviations}
+    for term in ("angle", "dihedral"):
+        (reason,) = (each for each in found.unavailable if f"term {term}:" in each)
+        assert everything[term] == terms[term] + int(reason.split()[0]) > terms[term]
+    # All in one line.
+    sites[:, 1:] = 0.0
+    found = model.validate(sites)
+    assert "dihedral" not in {each.term for each in found.deviations}
+    assert all(math.isfinite(each.rms + each.rms_z) for each in found.deviations)
 
 
 def test_the_list_is_bounded_and_every_check_is_in_it(built: Built) -> None:

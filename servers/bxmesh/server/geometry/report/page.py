@@ -156,6 +156,7 @@ def _card(name: str, value: str, kind: str) -> Markup:
 def _deviations(report: pb.ValidationReport) -> Markup:
     counts = {count.check: count.count for count in report.outlier_counts}
     return _table(
+        "Restraints",
         ("term", "restraints", "rms", "rms Z", "largest", "outliers (> 4 sigma)"),
         (
             (
@@ -182,7 +183,7 @@ def _shares(report: pb.ValidationReport) -> Markup:
             if share.count
         )
         rows.append((_NAMES.get(check, check), words, stacked_bar(shares, _KINDS)))
-    return _table(("check", "classes", "shares"), rows)
+    return _table("Classes", ("check", "classes", "shares"), rows)
 
 
 def _outliers(report: pb.ValidationReport) -> Iterable[Markup]:
@@ -200,6 +201,7 @@ def _outliers(report: pb.ValidationReport) -> Iterable[Markup]:
     )
     yield element("p", f"{total} in all: {counts}.{listed}", class_="soft")
     yield _table(
+        "Outliers",
         ("check", "residues", "value", "expected", "score", "what it is"),
         (
             (
@@ -223,7 +225,7 @@ def _outliers(report: pb.ValidationReport) -> Iterable[Markup]:
 
 
 def _table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()
+    name: str, header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()
 ) -> Markup:
     kinds = ["number" if column in numbers else "" for column in range(len(header))]
     head = element(
@@ -244,4 +246,4 @@ def _table(
     )
     table = element("table", element("thead", head), element("tbody", body))
     # Focusable, so that it scrolls without a mouse.
-    return element("div", table, class_="scroll", tabindex="0", role="region", aria_label="table")
+    return element("div", table, class_="scroll", tabindex="0", role="region", aria_label=name)

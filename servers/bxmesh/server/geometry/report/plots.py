@@ -13,6 +13,7 @@ __all__ = ["ramachandran_plots", "residue_bars", "stacked_bar"]
 _PANEL = 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 14, 8, 30
 _LABELLED = 8
+_LABEL_WIDTH, _LABEL_HEIGHT = 70, 12
 _PER_ROW = 150
 _BAR = 8
 _BAR_HEIGHT = 80.0
@@ -48,7 +49,7 @@ def _panel(name: str, points: Sequence[pb.RamachandranPoint], background: Sequen
         _region(background, "f", "favored"),
         *_grid(),
         *map(_point, sorted(points, key=lambda point: point.region == "outlier")),
-        *(_label(point) for point in worst[:_LABELLED]),
+        *map(_label, _apart(worst)),
         viewBox=f"-{_LEFT} -{_TOP} {_PANEL + _LEFT + _RIGHT} {_PANEL + _TOP + _BOTTOM}",
         role="img",
         aria_label=f"Ramachandran plot, {name}: {counts}",
@@ -104,6 +105,19 @@ def _point(point: pb.RamachandranPoint) -> Markup:
     )
 
 
+def _apart(points: Sequence[pb.RamachandranPoint]) -> list[pb.RamachandranPoint]:
+    """The first of those whose labels do not lie on each other."""
+    chosen: list[pb.RamachandranPoint] = []
+    for point in points:
+        x, y = _place(point)
+        others = map(_place, chosen)
+        if all(abs(x - at) > _LABEL_WIDTH or abs(y - up) > _LABEL_HEIGHT for at, up in others):
+            chosen.append(point)
+        if len(chosen) == _LABELLED:
+            break
+    return chosen
+
+
 def _label(point: pb.RamachandranPoint) -> Markup:
     x, y = _place(point)
     right = x < _PANEL * 0.75
@@ -145,7 +159,7 @@ def _row(residues: Sequence[pb.ResidueDeviation]) -> Markup:
 def _bar(index: int, residue: pb.ResidueDeviation) -> Markup:
     z = residue.worst_z
     height = max(1.0, round(min(z, _MOST_Z) / _MOST_Z * _BAR_HEIGHT, 1))
-    kind = "outlier" if z > 4 else "allowed" if z > 2 else "favored"
+    kind = "outlier" if z > 4 else "allowed" if z > 3 else "favored"
     says = f"{residue.residue}: {z:.1f} sigma ({residue.term})"
     return element(
         "rect",

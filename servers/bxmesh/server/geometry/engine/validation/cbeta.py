@@ -5,19 +5,19 @@ from typing import Any
 from mmtbx.validation import cbetadev
 
 from bxmesh.server.geometry.engine.validation.naming import residue_name
-from bxmesh.server.geometry.engine.validation.types import Outlier
+from bxmesh.server.geometry.engine.validation.types import Finding, Outlier
 
 CHECK = "cbeta"
 LIMIT = 0.25
 """In Å; Lovell et al., Proteins 50, 437 (2003)."""
 
 
-def cbeta(hierarchy: Any) -> tuple[int, list[Outlier]]:
-    """Return how many C-beta atoms there are, and those too far off. The score is the distance in Å."""
+def cbeta(hierarchy: Any) -> Finding:
+    """Return the C-beta atoms that are too far off. The score is the distance in Å."""
     results = cbetadev.cbetadev(pdb_hierarchy=hierarchy, outliers_only=False, quiet=True).results
     outliers = [_outlier(result) for result in results if result.deviation >= LIMIT]
     outliers.sort(key=lambda outlier: -outlier.score)
-    return len(results), outliers
+    return Finding(len(results), outliers)
 
 
 def _outlier(result: Any) -> Outlier:

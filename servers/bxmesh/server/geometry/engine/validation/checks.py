@@ -1,7 +1,8 @@
 """All checks of a model at one set of coordinates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice, zip_longest
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from bxmesh.server.geometry.engine.validation import (
 from bxmesh.server.geometry.engine.validation.naming import Naming
 from bxmesh.server.geometry.engine.validation.types import (
     Deviation,
+    Finding,
     Outlier,
     RamachandranPoint,
     ResidueDeviation,
@@ -36,10 +38,7 @@ _NO_PROBE = (
     "clashscore: needs the program probe, which this server does not have; "
     "close contacts are counted instead"
 )
-_NO_CONTOURS = (
-    "rotamers: their contours (rotarama_data of Phenix's chem_data) are not installed here"
-)
-_NO_PROTEIN = "no residue has the protein backbone that they look at"
+_NO_PROTEIN = "there is no protein residue that has the atoms"
 
 _T = TypeVar("_T")
 
@@ -58,8 +57,7 @@ def validate(
     """
     found = _Findings()
     _restraints(found, molecule, sites, geometry, on_step)
-    with on_step("backbone"):
-        _backbone(found, _hierarchy(molecule, sites))
+    _residues(found, _hierarchy(molecule, sites), on_step)
     agreement = None if xray is None else found.allowed("R factors", xray)
     found.unavailable.append(_NO_PROBE)
     return Validation(
@@ -78,13 +76,13 @@ def validate(
 class _Findings:
     deviations: list[Deviation] = field(default_factory=list)
     shares: list[Share] = field(default_factory=list)
-    outliers: list[list[Outlier]] = field(default_factory=list)
+    outliers: list[Sequence[Outlier]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     unavailable: list[str] = field(default_factory=list)
     ramachandran: tuple[RamachandranPoint, ...] = ()
     residues: tuple[ResidueDeviation, ...] = ()
 
-    def add(self, check: str, count: int, worst: list[Outlier]) -> None:
+    def add(self, check: str, count: int, worst: Sequence[Outlier]) -> None:
         self.counts[check] = count
         self.outliers.append(worst)
 
@@ -104,7 +102,7 @@ class _Findings:
     def attempted(self, what: str, call: Callable[[], _T]) -> _T | None:
         """Return what a check of mmtbx returns, or None and note what it stumbled over."""
         try:
-            return call()
+            return self.allowed(what, call)
         except Exception as error:
             # It meets whatever may stand in a file, and is only one of many checks.
             self.unavailable.append(f"{what}: could not be made, {words(error)}")
@@ -124,7 +122,14 @@ def _restraints(
     naming = Naming(molecule.atoms)
     with on_step("deviations"):
         manager, at, places = target.lend(sites)
-        terms = list(deviations.restraints(manager, at))
+        every = list(deviations.restraints(manager, at))
+        found.unavailable += [
+            f"{term.undefined} restraints of the term {term.term}: "
+            "their atoms lie on each other, or in one line"
+            for term in every
+            if term.undefined
+        ]
+        terms = [term for term in every if term.atoms]
         for term in terms:
             found.deviations.append(term.deviation())
             found.add(term.term, *term.outliers(places, naming, MOST_OUTLIERS))
@@ -136,36 +141,29 @@ def _restraints(
         )
 
 
-def _backbone(found: _Findings, hierarchy: Any) -> None:
-    missing = []
-    if plot := found.attempted("Ramachandran", lambda: ramachandran.ramachandran(hierarchy)):
-        found.ramachandran, shares, outliers = plot
-        if shares:
-            found.shares += shares
-            found.add(ramachandran.CHECK, len(outliers), outliers)
-        else:
-            missing.append("Ramachandran")
-    if bonds := found.attempted("omega", lambda: omega.omega(hierarchy)):
-        shares, outliers = bonds
-        if shares:
-            found.shares += shares
-            found.add(omega.CHECK, len(outliers), outliers)
-        else:
-            missing.append("omega")
-    if atoms := found.attempted("C-beta deviations", lambda: cbeta.cbeta(hierarchy)):
-        count, outliers = atoms
-        if count:
-            found.add(cbeta.CHECK, len(outliers), outliers)
-        else:
-            missing.append("C-beta deviations")
-    if missing:
-        found.unavailable.append(f"{', '.join(missing)}: {_NO_PROTEIN}")
-    if not rotamers.has_contours():
-        found.unavailable.append(_NO_CONTOURS)
-    elif sidechains := found.attempted("rotamers", lambda: rotamers.rotamers(hierarchy)):
-        shares, outliers = sidechains
-        found.shares += shares
-        found.add(rotamers.CHECK, len(outliers), outliers)
+def _residues(found: _Findings, hierarchy: Any, on_step: StepFactory) -> None:
+    absent = []
+    for title, name, check in _OF_RESIDUES:
+        with on_step(name):
+            finding = found.attempted(title, partial(check, hierarchy))
+        if finding is None:
+            continue
+        if not finding.looked_at:
+            absent.append(title)
+            continue
+        found.shares += finding.shares
+        found.ramachandran += finding.points
+        found.add(name, len(finding.outliers), finding.outliers)
+    if absent:
+        found.unavailable.append(f"{', '.join(absent)}: {_NO_PROTEIN}")
+
+
+_OF_RESIDUES: tuple[tuple[str, str, Callable[[Any], Finding]], ...] = (
+    ("Ramachandran", ramachandran.CHECK, ramachandran.ramachandran),
+    ("omega", omega.CHECK, omega.omega),
+    ("C-beta deviations", cbeta.CHECK, cbeta.cbeta),
+    ("rotamers", rotamers.CHECK, rotamers.rotamers),
+)
 
 
 def _hierarchy(molecule: Macromolecule, sites: Floats) -> Any:

@@ -25,6 +25,8 @@ _FORMATS = {
 }
 
 
+# More atoms have only planes of large rings, or of absurd dictionaries.
+_MOST_NAMED = 12
 # The others, such as those of C-beta atoms, repeat these; the figures of cctbx leave them out, too.
 _COVALENT = frozenset(iterate_covalent())
 
@@ -44,6 +46,8 @@ class Restraints:
     """The largest deviation over sigma within each: of a plane that of one atom, else `z`."""
     values: Callable[[int], tuple[float, float]]
     """The value of one, and the ideal value."""
+    undefined: int = 0
+    """Further ones that have no value: their atoms lie on each other, or in one line."""
 
     def deviation(self) -> Deviation:
         """Return what they sum up to."""
@@ -74,14 +78,16 @@ class Restraints:
             if plane
             else f"{shown(value)}, expected {shown(ideal)}"
         )
+        names = "–".join(map(naming.atom, where[:_MOST_NAMED]))
+        names += "–…" if len(where) > _MOST_NAMED else ""
         turned = ", the other hand" if self.term == "chirality" and value * ideal < 0 else ""
         return Outlier(
             self.term,
-            naming.residues_of(where),
+            naming.residues_of(where)[:_MOST_NAMED],
             value,
             ideal,
             score,
-            f"{self.term} {'–'.join(map(naming.atom, where))}: {means}, {score:.1f} sigma{turned}",
+            f"{self.term} {names}: {means}, {score:.1f} sigma{turned}",
         )
 
 
@@ -98,9 +104,9 @@ def restraints(manager: Any, sites: Any) -> Iterator[Restraints]:
         ("dihedral", _dihedral),
         ("chirality", _chirality),
     ):
-        proxies = getattr(manager, f"{term}_proxies")
-        if proxies is not None and proxies.size():
-            yield _simple(term, proxies, sites, values)
+        found = _measured(term, getattr(manager, f"{term}_proxies") or (), sites, values)
+        if found.atoms or found.undefined:
+            yield found
     planes = manager.planarity_proxies
     if planes is not None and planes.size():
         yield _planes(planes, sites)
@@ -145,37 +151,37 @@ def _bonds(bonds: Any, sites: Any) -> Restraints:
     return Restraints("bond", atoms, deltas, z, np.abs(z), values)
 
 
-def _simple(
-    term: str, proxies: Any, sites: Any, values: Callable[[Any, Any], tuple[float, float]]
+def _measured(
+    term: str, proxies: Any, sites: Any, values: Callable[[Any], tuple[float, float]]
 ) -> Restraints:
-    every = list(proxies)
-    covalent = [index for index, proxy in enumerate(every) if proxy.origin_id in _COVALENT]
-    each = [every[index] for index in covalent]
-    deltas = _array(getattr(cctbx, f"{term}_deltas")(sites_cart=sites, proxies=proxies))[covalent]
-    z = _z(deltas, each)
+    kind = getattr(cctbx, term)
+    covalent = [proxy for proxy in proxies if proxy.origin_id in _COVALENT]
+    measured = [(proxy, kind(sites_cart=sites, proxy=proxy)) for proxy in covalent]
+    # The deviation of an undefined angle is whatever was in memory.
+    defined = [pair for pair in measured if getattr(pair[1], "have_angle_model", True)]
+    deltas = np.array([restraint.delta for _, restraint in defined], dtype=np.float64)
+    z = _z(deltas, [proxy for proxy, _ in defined])
     return Restraints(
         term,
-        [proxy.i_seqs for proxy in each],
+        [proxy.i_seqs for proxy, _ in defined],
         deltas,
         z,
         np.abs(z),
-        lambda index: values(sites, each[index]),
+        lambda index: values(defined[index][1]),
+        undefined=len(measured) - len(defined),
     )
 
 
-def _angle(sites: Any, proxy: Any) -> tuple[float, float]:
-    angle = cctbx.angle(sites_cart=sites, proxy=proxy)
+def _angle(angle: Any) -> tuple[float, float]:
     return angle.angle_model, angle.angle_ideal
 
 
-def _dihedral(sites: Any, proxy: Any) -> tuple[float, float]:
-    dihedral = cctbx.dihedral(sites_cart=sites, proxy=proxy)
+def _dihedral(dihedral: Any) -> tuple[float, float]:
     # Of the ideal values that a period allows, the one that it deviates from.
     return dihedral.angle_model, _turn(dihedral.angle_model + dihedral.delta)
 
 
-def _chirality(sites: Any, proxy: Any) -> tuple[float, float]:
-    chirality = cctbx.chirality(sites_cart=sites, proxy=proxy)
+def _chirality(chirality: Any) -> tuple[float, float]:
     return chirality.volume_model, chirality.volume_ideal * (chirality.delta_sign or 1)
 
 
@@ -200,7 +206,8 @@ def _planes(planes: Any, sites: Any) -> Restraints:
 
 def _z(deltas: Floats, proxies: Sequence[Any]) -> Floats:
     # weight = 1 / sigma²
-    z: Floats = deltas * np.sqrt([proxy.weight for proxy in proxies])
+    weights = np.array([proxy.weight for proxy in proxies], dtype=np.float64)
+    z: Floats = deltas * np.sqrt(weights)
     return z
 
 

@@ -7,11 +7,14 @@ import numpy.typing as npt
 
 from bxmesh.server.geometry.engine.types import AtomTable
 
+_LONGEST = 64
+
 
 def residue_name(chain: str, resseq: str, icode: str, resname: str, altloc: str = "") -> str:
-    """Return a name such as `A 52 ALA`, `A 52A ALA` or `A 52 ALA (B)`."""
+    """Return a name such as `A 52 ALA`, `A 52A ALA` or `A 52 ALA (B)`; an absurdly long one is cut."""
     number = f"{resseq.strip()}{icode.strip()}"
     name = " ".join(part for part in (chain.strip(), number, resname.strip()) if part)
+    name = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
     return f"{name} ({altloc.strip()})" if altloc.strip() else name
 
 

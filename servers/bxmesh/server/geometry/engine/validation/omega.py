@@ -6,13 +6,13 @@ from mmtbx.validation import omegalyze
 
 from bxmesh.server.geometry.engine.validation.naming import residue_name
 from bxmesh.server.geometry.engine.validation.shares import shares
-from bxmesh.server.geometry.engine.validation.types import Outlier, Share
+from bxmesh.server.geometry.engine.validation.types import Finding, Outlier
 
 CHECK = "omega"
 _NAMES = ("trans", "cis proline", "cis non-proline", "twisted")
 
 
-def omega(hierarchy: Any) -> tuple[tuple[Share, ...], list[Outlier]]:
+def omega(hierarchy: Any) -> Finding:
     """Return the shares of the peptide bonds, and those that are twisted or cis before no proline.
 
     Twisted is more than 30° from both trans and cis. The score is the angle to trans, or to cis before
@@ -26,7 +26,7 @@ def omega(hierarchy: Any) -> tuple[tuple[Share, ...], list[Outlier]]:
         if name in ("cis non-proline", "twisted"):
             outliers.append(_outlier(result, name, proline=proline))
     outliers.sort(key=lambda outlier: -outlier.score)
-    return shares(CHECK, _NAMES, names), outliers
+    return Finding(len(names), outliers, shares(CHECK, _NAMES, names))
 
 
 def _name(kind: int, *, proline: bool) -> str:

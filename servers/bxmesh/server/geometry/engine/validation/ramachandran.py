@@ -9,7 +9,7 @@ from mmtbx.validation import ramalyze
 
 from bxmesh.server.geometry.engine.validation.naming import residue_name
 from bxmesh.server.geometry.engine.validation.shares import shares
-from bxmesh.server.geometry.engine.validation.types import Outlier, RamachandranPoint, Share
+from bxmesh.server.geometry.engine.validation.types import Finding, Outlier, RamachandranPoint
 
 CHECK = "ramachandran"
 REGIONS = ("favored", "allowed", "outlier")
@@ -23,9 +23,7 @@ _REGION_OF = {
 }
 
 
-def ramachandran(
-    hierarchy: Any,
-) -> tuple[tuple[RamachandranPoint, ...], tuple[Share, ...], list[Outlier]]:
+def ramachandran(hierarchy: Any) -> Finding:
     """Return the residues that have both angles, each conformation; the shares; the outliers.
 
     A residue with alternative conformations counts in the shares with its first one. The score is the
@@ -46,7 +44,8 @@ def ramachandran(
         if region == "outlier":
             outliers.append(_outlier(point))
     outliers.sort(key=lambda outlier: outlier.score)
-    return tuple(points), shares(CHECK, REGIONS, first.values()), outliers
+    classes = shares(CHECK, REGIONS, first.values())
+    return Finding(len(points), outliers, classes, tuple(points))
 
 
 @cache

@@ -1,6 +1,6 @@
 """What a validation finds, free of cctbx. Residues are named such as `A 52 ALA`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bxmesh.server.geometry.engine.types import XrayResult
@@ -76,6 +76,18 @@ class ResidueDeviation:
     """Its deviation over sigma, 0 or more."""
     term: str
     """Its term."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check of protein residues finds."""
+
+    looked_at: int
+    """How many it could judge."""
+    outliers: Sequence[Outlier]
+    """Worst first."""
+    shares: tuple[Share, ...] = ()
+    points: tuple[RamachandranPoint, ...] = ()
 
 
 @dataclass(frozen=True)
