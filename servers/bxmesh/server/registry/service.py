@@ -17,7 +17,8 @@ from bxmesh.server.errors import MeshError, deadline_exceeded, invalid_argument,
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.open_streams import OpenStreams
-from bxmesh.server.registry import heartbeat, pages
+from bxmesh.server.pages import page_of
+from bxmesh.server.registry import heartbeat
 from bxmesh.server.registry.feed import Feed
 from bxmesh.server.registry.statistics import registry_stats
 from bxmesh.server.registry.watch import follow
@@ -170,11 +171,10 @@ class RegistryService:
         self, request: agent_pb2.ListAgentsRequest, context: Context
     ) -> agent_pb2.ListAgentsResponse:
         """Lists a page of live agents."""
-        after = pages.start(request)
         with redis_errors():
             snapshot = await self._agents.snapshot()
         found = [agent for agent in snapshot.agents if selection.fits(agent, request.filter)]
-        page, token = pages.cut(found, after, request)
+        page, token = page_of(found, lambda agent: agent.agent_id, request)
         return agent_pb2.ListAgentsResponse(
             agents=page, next_page_token=token, revision=snapshot.revision
         )

@@ -12,6 +12,7 @@ from bxmesh.security.v1 import identity_pb2 as pb
 from bxmesh.security.v1 import role_pb2
 from bxmesh.server.errors import MeshError, failed_precondition, invalid_argument, not_found
 from bxmesh.server.interceptors import current_identity
+from bxmesh.server.pages import page_of
 from bxmesh.server.streams.connection import redis_errors
 
 from .admin_key import ADMIN
@@ -20,7 +21,6 @@ from .events import AuditEvent
 from .granting import check_permissions, check_roles, require_covers
 from .mesh import SecurityMesh
 from .mutations import Context, Plan, aborted, mutate
-from .pages import page_of
 from .permissions import METHODS, PERMISSIONS, methods_of
 from .records import Change
 

@@ -11,6 +11,7 @@ from bxmesh.security.v1 import credential_pb2 as pb
 from bxmesh.security.v1.policy_pb2 import RateLimit
 from bxmesh.server.errors import failed_precondition, not_found
 from bxmesh.server.interceptors import current_identity
+from bxmesh.server.pages import page_of
 from bxmesh.server.streams.connection import redis_errors
 
 from .api_keys import digest, new_secret
@@ -20,7 +21,6 @@ from .granting import check_permissions, require_covers, require_lasting
 from .identities import Identity
 from .mesh import SecurityMesh
 from .mutations import Context, Plan, mutate
-from .pages import page_of
 from .policy_checks import check_rate_limit
 from .records import Change
 

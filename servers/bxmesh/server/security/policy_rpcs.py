@@ -5,12 +5,12 @@ from __future__ import annotations
 from bxmesh.security.v1 import policy_pb2 as pb
 from bxmesh.server.errors import not_found
 from bxmesh.server.interceptors import current_identity
+from bxmesh.server.pages import page_of
 
 from .addresses import IP_BLOCK, address_of, source_of
 from .events import AuditEvent
 from .mesh import SecurityMesh
 from .mutations import Context, Plan, aborted, mutate
-from .pages import page_of
 from .policy_checks import check_policy
 from .policy_difference import policy_difference
 from .records import Change

@@ -8,13 +8,13 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from bxmesh.security.v1 import role_pb2 as pb
 from bxmesh.server.errors import MeshError, failed_precondition, invalid_argument, not_found
 from bxmesh.server.interceptors import current_identity
+from bxmesh.server.pages import page_of
 
 from .directory import ROLE, built_in_role
 from .events import AuditEvent
 from .granting import check_permissions, require_covers
 from .mesh import SecurityMesh
 from .mutations import Context, Plan, aborted, mutate
-from .pages import page_of
 from .records import Change
 
 __all__ = ["RoleRpcs"]

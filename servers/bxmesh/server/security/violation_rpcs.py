@@ -10,11 +10,11 @@ from bxmesh.security.v1 import violation_pb2 as pb
 from bxmesh.server.errors import MeshError, invalid_argument, resource_exhausted
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.open_streams import OpenStreams
+from bxmesh.server.pages import token_of, token_place
 from bxmesh.server.streams.connection import redis_errors
 
 from .mesh import SecurityMesh
 from .mutations import Context
-from .pages import token_of, token_place
 from .report import security_report
 from .violations import fits
 
