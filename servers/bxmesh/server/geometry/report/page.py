@@ -95,7 +95,7 @@ def _sections(
             "Ramachandran plots",
             element(
                 "p",
-                "Dark: favored; light: allowed, in the contours of the Top8000 set. Point at a residue to "
+                "Strong colour: favored; faint: allowed, in the contours of the Top8000 set. Point at a residue to "
                 "read its name.",
                 class_="soft",
             ),

@@ -33,7 +33,7 @@ svg .upright { transform: rotate(-90deg); }
 .scroll { overflow: auto; max-height: 34rem; border: 1px solid var(--line); border-radius: .5rem;
   background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .4rem .8rem; border-bottom: 1px solid var(--line);
+th, td { text-align: left; min-width: 6.5rem; padding: .4rem .8rem; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 th { position: sticky; top: 0; background: var(--card); font-weight: 600; }
 .number { text-align: right; white-space: nowrap; } tr:last-child td { border-bottom: 0; }
