@@ -57,6 +57,7 @@ geometry.v1.GeometryService
   ComputeGradients: gradient_calculation
   StreamGradients Minimize: gradient_calculation coordinate_update
   ComputeStructureFactors ComputeMap: structure_factor_calculation
+  ComputeRealSpaceGradients: gradient_calculation bundle_read
   ValidateModel ExportRestraints: geometry_calculation
   AnalyzeData: experimental_data_processing
   CreateJob GetJob ListJobs CancelJob WatchJob: geometry_calculation

@@ -39,6 +39,7 @@ from bxmesh.client.mesh import AsyncMesh
 from bxmesh.client.minimization import Minimization, MinimizationStep
 from bxmesh.client.models import Atoms, Model, ModelSummary
 from bxmesh.client.options import GradientOptions
+from bxmesh.client.real_space import RealSpaceGradients
 from bxmesh.client.sessions import AsyncSession
 from bxmesh.client.steps import Step
 from bxmesh.client.structure_factors import StructureFactors
@@ -79,6 +80,7 @@ __all__ = [
     "NotFound",
     "PermissionDenied",
     "Progress",
+    "RealSpaceGradients",
     "ResourceExhausted",
     "Retry",
     "RetryPolicy",

@@ -42,6 +42,7 @@ _FIELDS: Mapping[type[Message], str] = {
     calculations_pb2.MinimizeRequest: "minimization",
     calculations_pb2.ExportRestraintsRequest: "restraints",
     calculations_pb2.AnalyzeDataRequest: "data",
+    calculations_pb2.ComputeRealSpaceGradientsRequest: "real_space",
 }
 
 KINDS: Mapping[str, type[Message]] = {name: kind for kind, name in _FIELDS.items()}

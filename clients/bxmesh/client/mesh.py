@@ -33,6 +33,7 @@ from bxmesh.client.models import (
     ScatteringTable,
 )
 from bxmesh.client.options import ALGORITHMS, Algorithm, GradientOptions, to_message
+from bxmesh.client.real_space import INTERPOLATIONS, Interpolation, RealSpaceGradients
 from bxmesh.client.security import AsyncSecurity
 from bxmesh.client.sessions import AsyncSession
 from bxmesh.client.signatures import SignatureMode
@@ -328,6 +329,39 @@ class AsyncMesh(AgentCalls):
                 trace_id=trace_id,
             )
         return DensityMap.from_message(answer.closing, answer.tensors["map"])
+
+    async def real_space_gradients(
+        self,
+        model: Model | str,
+        density: Source,
+        coordinates: ArrayLike | None = None,
+        *,
+        interpolation: Interpolation | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> RealSpaceGradients:
+        """Computes how much density of a map the atoms are in, and its gradients by coordinates.
+
+        The map is a CCP4 or MRC file, or its bundle, over the whole unit cell of the model.
+        """
+        with traced("real_space_gradients") as trace_id:
+            request = calculations_pb2.ComputeRealSpaceGradientsRequest(
+                request_id=uuid4().hex,
+                model_id=_model_id(model),
+                map_bundle_id=await self._bundle_id(density, "map"),
+                interpolation=INTERPOLATIONS.number(interpolation),
+            )
+            answer = await self._calculated(
+                self._connection.geometry.ComputeRealSpaceGradients,
+                request,
+                coordinates,
+                on_progress=on_progress,
+                timeout=timeout,
+                trace_id=trace_id,
+            )
+        return RealSpaceGradients(
+            answer.closing.value, answer.tensors["gradients"], answer.tensors["density"]
+        )
 
     async def validate(
         self,

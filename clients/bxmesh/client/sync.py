@@ -192,6 +192,7 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
     minimize = blocking(AsyncMesh.minimize)
     structure_factors = blocking(AsyncMesh.structure_factors)
     map = blocking(AsyncMesh.map)
+    real_space_gradients = blocking(AsyncMesh.real_space_gradients)
     validate = blocking(AsyncMesh.validate)
     analyze_data = blocking(AsyncMesh.analyze_data)
     batch = iterating(AsyncMesh.batch)

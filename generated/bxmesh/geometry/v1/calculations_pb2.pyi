@@ -77,6 +77,30 @@ MAP_KIND_ANOMALOUS: MapKind.ValueType  # 3
 """Anomalous difference."""
 Global___MapKind: _TypeAlias = MapKind  # noqa: Y015
 
+class _Interpolation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InterpolationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Interpolation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INTERPOLATION_UNSPECIFIED: _Interpolation.ValueType  # 0
+    """Not set; means tricubic."""
+    INTERPOLATION_TRICUBIC: _Interpolation.ValueType  # 1
+    """Between 64 points, as a Catmull-Rom spline, whose gradients are continuous."""
+    INTERPOLATION_LINEAR: _Interpolation.ValueType  # 2
+    """Between 8 points, whose gradients jump where they change."""
+
+class Interpolation(_Interpolation, metaclass=_InterpolationEnumTypeWrapper):
+    """Interpolation says how the density between the points of a map is found."""
+
+INTERPOLATION_UNSPECIFIED: Interpolation.ValueType  # 0
+"""Not set; means tricubic."""
+INTERPOLATION_TRICUBIC: Interpolation.ValueType  # 1
+"""Between 64 points, as a Catmull-Rom spline, whose gradients are continuous."""
+INTERPOLATION_LINEAR: Interpolation.ValueType  # 2
+"""Between 8 points, whose gradients jump where they change."""
+Global___Interpolation: _TypeAlias = Interpolation  # noqa: Y015
+
 class _Minimizer:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -340,6 +364,110 @@ class MapSummary(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MapSummary: _TypeAlias = MapSummary  # noqa: Y015
+
+@_typing.final
+class ComputeRealSpaceGradientsRequest(_message.Message):
+    """ComputeRealSpaceGradientsRequest asks how the density of a map at the atoms changes with them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    MAP_BUNDLE_ID_FIELD_NUMBER: _builtins.int
+    COORDINATES_FIELD_NUMBER: _builtins.int
+    INTERPOLATION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Identifies this calculation."""
+    model_id: _builtins.str
+    """The model; needs crystal symmetry."""
+    map_bundle_id: _builtins.str
+    """The map, a CCP4 or MRC file over the whole unit cell of the model. MAP_CELL_MISMATCH for another cell,
+    MAP_INCOMPLETE for a part of one.
+    """
+    interpolation: Global___Interpolation.ValueType
+    """How the density is interpolated."""
+    @_builtins.property
+    def coordinates(self) -> _gradients_pb2.Coordinates:
+        """Where, one sample; not set means the model's own coordinates."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+        map_bundle_id: _builtins.str = ...,
+        coordinates: _gradients_pb2.Coordinates | None = ...,
+        interpolation: Global___Interpolation.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["coordinates", b"coordinates"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinates", b"coordinates", "interpolation", b"interpolation", "map_bundle_id", b"map_bundle_id", "model_id", b"model_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComputeRealSpaceGradientsRequest: _TypeAlias = ComputeRealSpaceGradientsRequest  # noqa: Y015
+
+@_typing.final
+class ComputeRealSpaceGradientsResponse(_message.Message):
+    """ComputeRealSpaceGradientsResponse is one message of an answer: progress, then the tensors "gradients" (float64
+    [N, 3], of the summed density by angstrom) and "density" (float64 [N], at each atom) in chunks, then the summary.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> _gradients_pb2.Progress:
+        """How far it is."""
+
+    @_builtins.property
+    def chunk(self) -> _tensor_pb2.TensorChunk:
+        """A piece of a tensor."""
+
+    @_builtins.property
+    def summary(self) -> Global___RealSpaceSummary:
+        """The end."""
+
+    def __init__(
+        self,
+        *,
+        progress: _gradients_pb2.Progress | None = ...,
+        chunk: _tensor_pb2.TensorChunk | None = ...,
+        summary: Global___RealSpaceSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "progress", b"progress", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "progress", b"progress", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "chunk", "summary"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___ComputeRealSpaceGradientsResponse: _TypeAlias = ComputeRealSpaceGradientsResponse  # noqa: Y015
+
+@_typing.final
+class RealSpaceSummary(_message.Message):
+    """RealSpaceSummary closes an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    value: _builtins.float
+    """The density at the atoms, summed, in the unit of the map; better coordinates have more."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RealSpaceSummary: _TypeAlias = RealSpaceSummary  # noqa: Y015
 
 @_typing.final
 class Deviation(_message.Message):

@@ -120,6 +120,11 @@ class GeometryServiceStub(object):
                 request_serializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ComputeMapRequest.SerializeToString,
                 response_deserializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ComputeMapResponse.FromString,
                 _registered_method=True)
+        self.ComputeRealSpaceGradients = channel.unary_stream(
+                '/bxmesh.geometry.v1.GeometryService/ComputeRealSpaceGradients',
+                request_serializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ComputeRealSpaceGradientsRequest.SerializeToString,
+                response_deserializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ComputeRealSpaceGradientsResponse.FromString,
+                _registered_method=True)
         self.ValidateModel = channel.unary_unary(
                 '/bxmesh.geometry.v1.GeometryService/ValidateModel',
                 request_serializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ValidateModelRequest.SerializeToString,
@@ -263,6 +268,13 @@ class GeometryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ComputeRealSpaceGradients(self, request, context):
+        """ComputeRealSpaceGradients computes the density of a map at the atoms, and its gradients.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ValidateModel(self, request, context):
         """ValidateModel validates a model.
         """
@@ -373,6 +385,11 @@ def add_GeometryServiceServicer_to_server(servicer, server):
                     servicer.ComputeMap,
                     request_deserializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ComputeMapRequest.FromString,
                     response_serializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ComputeMapResponse.SerializeToString,
+            ),
+            'ComputeRealSpaceGradients': grpc.unary_stream_rpc_method_handler(
+                    servicer.ComputeRealSpaceGradients,
+                    request_deserializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ComputeRealSpaceGradientsRequest.FromString,
+                    response_serializer=bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ComputeRealSpaceGradientsResponse.SerializeToString,
             ),
             'ValidateModel': grpc.unary_unary_rpc_method_handler(
                     servicer.ValidateModel,
@@ -829,6 +846,33 @@ class GeometryService(object):
             '/bxmesh.geometry.v1.GeometryService/ComputeMap',
             bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ComputeMapRequest.SerializeToString,
             bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ComputeMapResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ComputeRealSpaceGradients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bxmesh.geometry.v1.GeometryService/ComputeRealSpaceGradients',
+            bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ComputeRealSpaceGradientsRequest.SerializeToString,
+            bxmesh_dot_geometry_dot_v1_dot_calculations__pb2.ComputeRealSpaceGradientsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -79,6 +79,8 @@ class GeometryServiceStub:
     """ComputeStructureFactors computes structure factors."""
     ComputeMap: _grpc.UnaryStreamMultiCallable[_calculations_pb2.ComputeMapRequest, _calculations_pb2.ComputeMapResponse]
     """ComputeMap computes a map."""
+    ComputeRealSpaceGradients: _grpc.UnaryStreamMultiCallable[_calculations_pb2.ComputeRealSpaceGradientsRequest, _calculations_pb2.ComputeRealSpaceGradientsResponse]
+    """ComputeRealSpaceGradients computes the density of a map at the atoms, and its gradients."""
     ValidateModel: _grpc.UnaryUnaryMultiCallable[_calculations_pb2.ValidateModelRequest, _calculations_pb2.ValidateModelResponse]
     """ValidateModel validates a model."""
     AnalyzeData: _grpc.UnaryUnaryMultiCallable[_calculations_pb2.AnalyzeDataRequest, _calculations_pb2.AnalyzeDataResponse]
@@ -135,6 +137,8 @@ class GeometryServiceAsyncStub(GeometryServiceStub):
     """ComputeStructureFactors computes structure factors."""
     ComputeMap: _aio.UnaryStreamMultiCallable[_calculations_pb2.ComputeMapRequest, _calculations_pb2.ComputeMapResponse]  # type: ignore[assignment]
     """ComputeMap computes a map."""
+    ComputeRealSpaceGradients: _aio.UnaryStreamMultiCallable[_calculations_pb2.ComputeRealSpaceGradientsRequest, _calculations_pb2.ComputeRealSpaceGradientsResponse]  # type: ignore[assignment]
+    """ComputeRealSpaceGradients computes the density of a map at the atoms, and its gradients."""
     ValidateModel: _aio.UnaryUnaryMultiCallable[_calculations_pb2.ValidateModelRequest, _calculations_pb2.ValidateModelResponse]  # type: ignore[assignment]
     """ValidateModel validates a model."""
     AnalyzeData: _aio.UnaryUnaryMultiCallable[_calculations_pb2.AnalyzeDataRequest, _calculations_pb2.AnalyzeDataResponse]  # type: ignore[assignment]
@@ -284,6 +288,14 @@ class GeometryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_calculations_pb2.ComputeMapResponse], _abc.AsyncIterator[_calculations_pb2.ComputeMapResponse]]:
         """ComputeMap computes a map."""
+
+    @_abc_1.abstractmethod
+    def ComputeRealSpaceGradients(
+        self,
+        request: _calculations_pb2.ComputeRealSpaceGradientsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_calculations_pb2.ComputeRealSpaceGradientsResponse], _abc.AsyncIterator[_calculations_pb2.ComputeRealSpaceGradientsResponse]]:
+        """ComputeRealSpaceGradients computes the density of a map at the atoms, and its gradients."""
 
     @_abc_1.abstractmethod
     def ValidateModel(

@@ -31,7 +31,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62xmesh/geometry/v1/job.proto\x12\x12\x62xmesh.geometry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a%bxmesh/geometry/v1/calculations.proto\x1a\"bxmesh/geometry/v1/gradients.proto\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xd9\x05\n\x07JobSpec\x12@\n\tgradients\x18\x01 \x01(\x0b\x32+.bxmesh.geometry.v1.ComputeGradientsRequestH\x00\x12O\n\x11structure_factors\x18\x02 \x01(\x0b\x32\x32.bxmesh.geometry.v1.ComputeStructureFactorsRequestH\x00\x12\x34\n\x03map\x18\x03 \x01(\x0b\x32%.bxmesh.geometry.v1.ComputeMapRequestH\x00\x12>\n\nvalidation\x18\x04 \x01(\x0b\x32(.bxmesh.geometry.v1.ValidateModelRequestH\x00\x12;\n\x0cminimization\x18\x05 \x01(\x0b\x32#.bxmesh.geometry.v1.MinimizeRequestH\x00\x12\x41\n\nrestraints\x18\x06 \x01(\x0b\x32+.bxmesh.geometry.v1.ExportRestraintsRequestH\x00\x12\x36\n\x04\x64\x61ta\x18\n \x01(\x0b\x32&.bxmesh.geometry.v1.AnalyzeDataRequestH\x00\x12;\n\x08priority\x18\x07 \x01(\x0e\x32\x1f.bxmesh.geometry.v1.JobPriorityB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12;\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\x9a\x9e\x01\x32\x00\x12N\n\x06labels\x18\t \x03(\x0b\x32\'.bxmesh.geometry.v1.JobSpec.LabelsEntryB\x15\xbaH\x12\x9a\x01\x0f\x10 \"\x04r\x02\x18?*\x05r\x03\x18\xff\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x14\n\x0b\x63\x61lculation\x12\x05\xbaH\x02\x08\x01\"\x8b\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12)\n\x04spec\x18\x02 \x01(\x0b\x32\x1b.bxmesh.geometry.v1.JobSpec\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.bxmesh.geometry.v1.JobState\x12.\n\x08progress\x18\x04 \x01(\x0b\x32\x1c.bxmesh.geometry.v1.Progress\x12\x15\n\rfraction_done\x18\x05 \x01(\x01\x12\x19\n\x11result_bundle_ids\x18\x06 \x03(\t\x12!\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05owner\x18\x08 \x01(\t\x12\x10\n\x08\x61ttempts\x18\t \x01(\x05\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x0e \x01(\x03\x12$\n\x06result\x18\x0f \x01(\x0b\x32\x14.google.protobuf.Any\"c\n\x10\x43reateJobRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x31\n\x04spec\x18\x02 \x01(\x0b\x32\x1b.bxmesh.geometry.v1.JobSpecB\x06\xbaH\x03\xc8\x01\x01\"9\n\x11\x43reateJobResponse\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x17.bxmesh.geometry.v1.Job\"+\n\rGetJobRequest\x12\x1a\n\x06job_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\"6\n\x0eGetJobResponse\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x17.bxmesh.geometry.v1.Job\"\x85\x01\n\x0fListJobsRequest\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32\x1c.bxmesh.geometry.v1.JobStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"R\n\x10ListJobsResponse\x12%\n\x04jobs\x18\x01 \x03(\x0b\x32\x17.bxmesh.geometry.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x10\x43\x61ncelJobRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\x06job_id\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\"9\n\x11\x43\x61ncelJobResponse\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x17.bxmesh.geometry.v1.Job\"N\n\x0fWatchJobRequest\x12\x1a\n\x06job_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1f\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"8\n\x10WatchJobResponse\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x17.bxmesh.geometry.v1.Job*\xb4\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x12\x17\n\x13JOB_STATE_TIMED_OUT\x10\x06*\x8c\x01\n\x0bJobPriority\x12\x1c\n\x18JOB_PRIORITY_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_PRIORITY_LOW\x10\x01\x12\x17\n\x13JOB_PRIORITY_MEDIUM\x10\x02\x12\x15\n\x11JOB_PRIORITY_HIGH\x10\x03\x12\x19\n\x15JOB_PRIORITY_CRITICAL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62xmesh/geometry/v1/job.proto\x12\x12\x62xmesh.geometry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a%bxmesh/geometry/v1/calculations.proto\x1a\"bxmesh/geometry/v1/gradients.proto\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xa5\x06\n\x07JobSpec\x12@\n\tgradients\x18\x01 \x01(\x0b\x32+.bxmesh.geometry.v1.ComputeGradientsRequestH\x00\x12O\n\x11structure_factors\x18\x02 \x01(\x0b\x32\x32.bxmesh.geometry.v1.ComputeStructureFactorsRequestH\x00\x12\x34\n\x03map\x18\x03 \x01(\x0b\x32%.bxmesh.geometry.v1.ComputeMapRequestH\x00\x12>\n\nvalidation\x18\x04 \x01(\x0b\x32(.bxmesh.geometry.v1.ValidateModelRequestH\x00\x12;\n\x0cminimization\x18\x05 \x01(\x0b\x32#.bxmesh.geometry.v1.MinimizeRequestH\x00\x12\x41\n\nrestraints\x18\x06 \x01(\x0b\x32+.bxmesh.geometry.v1.ExportRestraintsRequestH\x00\x12\x36\n\x04\x64\x61ta\x18\n \x01(\x0b\x32&.bxmesh.geometry.v1.AnalyzeDataRequestH\x00\x12J\n\nreal_space\x18\x0b \x01(\x0b\x32\x34.bxmesh.geometry.v1.ComputeRealSpaceGradientsRequestH\x00\x12;\n\x08priority\x18\x07 \x01(\x0e\x32\x1f.bxmesh.geometry.v1.JobPriorityB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12;\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\x9a\x9e\x01\x32\x00\x12N\n\x06labels\x18\t \x03(\x0b\x32\'.bxmesh.geometry.v1.JobSpec.LabelsEntryB\x15\xbaH\x12\x9a\x01\x0f\x10 \"\x04r\x02\x18?*\x05r\x03\x18\xff\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x14\n\x0b\x63\x61lculation\x12\x05\xbaH\x02\x08\x01\"\x8b\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12)\n\x04spec\x18\x02 \x01(\x0b\x32\x1b.bxmesh.geometry.v1.JobSpec\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.bxmesh.geometry.v1.JobState\x12.\n\x08progress\x18\x04 \x01(\x0b\x32\x1c.bxmesh.geometry.v1.Progress\x12\x15\n\rfraction_done\x18\x05 \x01(\x01\x12\x19\n\x11result_bundle_ids\x18\x06 \x03(\t\x12!\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05owner\x18\x08 \x01(\t\x12\x10\n\x08\x61ttempts\x18\t \x01(\x05\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x0e \x01(\x03\x12$\n\x06result\x18\x0f \x01(\x0b\x32\x14.google.protobuf.Any\"c\n\x10\x43reateJobRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x31\n\x04spec\x18\x02 \x01(\x0b\x32\x1b.bxmesh.geometry.v1.JobSpecB\x06\xbaH\x03\xc8\x01\x01\"9\n\x11\x43reateJobResponse\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x17.bxmesh.geometry.v1.Job\"+\n\rGetJobRequest\x12\x1a\n\x06job_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\"6\n\x0eGetJobResponse\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x17.bxmesh.geometry.v1.Job\"\x85\x01\n\x0fListJobsRequest\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32\x1c.bxmesh.geometry.v1.JobStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"R\n\x10ListJobsResponse\x12%\n\x04jobs\x18\x01 \x03(\x0b\x32\x17.bxmesh.geometry.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x10\x43\x61ncelJobRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\x06job_id\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\"9\n\x11\x43\x61ncelJobResponse\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x17.bxmesh.geometry.v1.Job\"N\n\x0fWatchJobRequest\x12\x1a\n\x06job_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1f\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"8\n\x10WatchJobResponse\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x17.bxmesh.geometry.v1.Job*\xb4\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x12\x17\n\x13JOB_STATE_TIMED_OUT\x10\x06*\x8c\x01\n\x0bJobPriority\x12\x1c\n\x18JOB_PRIORITY_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_PRIORITY_LOW\x10\x01\x12\x17\n\x13JOB_PRIORITY_MEDIUM\x10\x02\x12\x15\n\x11JOB_PRIORITY_HIGH\x10\x03\x12\x19\n\x15JOB_PRIORITY_CRITICAL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -68,34 +68,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHJOBREQUEST'].fields_by_name['job_id']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
   _globals['_WATCHJOBREQUEST'].fields_by_name['after_revision']._loaded_options = None
   _globals['_WATCHJOBREQUEST'].fields_by_name['after_revision']._serialized_options = b'\272H\004\"\002(\000'
-  _globals['_JOBSTATE']._serialized_start=2288
-  _globals['_JOBSTATE']._serialized_end=2468
-  _globals['_JOBPRIORITY']._serialized_start=2471
-  _globals['_JOBPRIORITY']._serialized_end=2611
+  _globals['_JOBSTATE']._serialized_start=2364
+  _globals['_JOBSTATE']._serialized_end=2544
+  _globals['_JOBPRIORITY']._serialized_start=2547
+  _globals['_JOBPRIORITY']._serialized_end=2687
   _globals['_JOBSPEC']._serialized_start=274
-  _globals['_JOBSPEC']._serialized_end=1003
-  _globals['_JOBSPEC_LABELSENTRY']._serialized_start=936
-  _globals['_JOBSPEC_LABELSENTRY']._serialized_end=981
-  _globals['_JOB']._serialized_start=1006
-  _globals['_JOB']._serialized_end=1529
-  _globals['_CREATEJOBREQUEST']._serialized_start=1531
-  _globals['_CREATEJOBREQUEST']._serialized_end=1630
-  _globals['_CREATEJOBRESPONSE']._serialized_start=1632
-  _globals['_CREATEJOBRESPONSE']._serialized_end=1689
-  _globals['_GETJOBREQUEST']._serialized_start=1691
-  _globals['_GETJOBREQUEST']._serialized_end=1734
-  _globals['_GETJOBRESPONSE']._serialized_start=1736
-  _globals['_GETJOBRESPONSE']._serialized_end=1790
-  _globals['_LISTJOBSREQUEST']._serialized_start=1793
-  _globals['_LISTJOBSREQUEST']._serialized_end=1926
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1928
-  _globals['_LISTJOBSRESPONSE']._serialized_end=2010
-  _globals['_CANCELJOBREQUEST']._serialized_start=2012
-  _globals['_CANCELJOBREQUEST']._serialized_end=2088
-  _globals['_CANCELJOBRESPONSE']._serialized_start=2090
-  _globals['_CANCELJOBRESPONSE']._serialized_end=2147
-  _globals['_WATCHJOBREQUEST']._serialized_start=2149
-  _globals['_WATCHJOBREQUEST']._serialized_end=2227
-  _globals['_WATCHJOBRESPONSE']._serialized_start=2229
-  _globals['_WATCHJOBRESPONSE']._serialized_end=2285
+  _globals['_JOBSPEC']._serialized_end=1079
+  _globals['_JOBSPEC_LABELSENTRY']._serialized_start=1012
+  _globals['_JOBSPEC_LABELSENTRY']._serialized_end=1057
+  _globals['_JOB']._serialized_start=1082
+  _globals['_JOB']._serialized_end=1605
+  _globals['_CREATEJOBREQUEST']._serialized_start=1607
+  _globals['_CREATEJOBREQUEST']._serialized_end=1706
+  _globals['_CREATEJOBRESPONSE']._serialized_start=1708
+  _globals['_CREATEJOBRESPONSE']._serialized_end=1765
+  _globals['_GETJOBREQUEST']._serialized_start=1767
+  _globals['_GETJOBREQUEST']._serialized_end=1810
+  _globals['_GETJOBRESPONSE']._serialized_start=1812
+  _globals['_GETJOBRESPONSE']._serialized_end=1866
+  _globals['_LISTJOBSREQUEST']._serialized_start=1869
+  _globals['_LISTJOBSREQUEST']._serialized_end=2002
+  _globals['_LISTJOBSRESPONSE']._serialized_start=2004
+  _globals['_LISTJOBSRESPONSE']._serialized_end=2086
+  _globals['_CANCELJOBREQUEST']._serialized_start=2088
+  _globals['_CANCELJOBREQUEST']._serialized_end=2164
+  _globals['_CANCELJOBRESPONSE']._serialized_start=2166
+  _globals['_CANCELJOBRESPONSE']._serialized_end=2223
+  _globals['_WATCHJOBREQUEST']._serialized_start=2225
+  _globals['_WATCHJOBREQUEST']._serialized_end=2303
+  _globals['_WATCHJOBRESPONSE']._serialized_start=2305
+  _globals['_WATCHJOBRESPONSE']._serialized_end=2361
 # @@protoc_insertion_point(module_scope)

@@ -130,6 +130,7 @@ class JobSpec(_message.Message):
     MINIMIZATION_FIELD_NUMBER: _builtins.int
     RESTRAINTS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    REAL_SPACE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
@@ -164,6 +165,10 @@ class JobSpec(_message.Message):
         """The quality of reflections."""
 
     @_builtins.property
+    def real_space(self) -> _calculations_pb2.ComputeRealSpaceGradientsRequest:
+        """Gradients of a map's density."""
+
+    @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """How long it may take from when a worker gets it first, up to 30 days; not set means an hour."""
 
@@ -181,15 +186,16 @@ class JobSpec(_message.Message):
         minimization: _calculations_pb2.MinimizeRequest | None = ...,
         restraints: _calculations_pb2.ExportRestraintsRequest | None = ...,
         data: _calculations_pb2.AnalyzeDataRequest | None = ...,
+        real_space: _calculations_pb2.ComputeRealSpaceGradientsRequest | None = ...,
         priority: Global___JobPriority.ValueType = ...,
         timeout: _duration_pb2.Duration | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calculation", b"calculation", "data", b"data", "gradients", b"gradients", "map", b"map", "minimization", b"minimization", "restraints", b"restraints", "structure_factors", b"structure_factors", "timeout", b"timeout", "validation", b"validation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calculation", b"calculation", "data", b"data", "gradients", b"gradients", "map", b"map", "minimization", b"minimization", "real_space", b"real_space", "restraints", b"restraints", "structure_factors", b"structure_factors", "timeout", b"timeout", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calculation", b"calculation", "data", b"data", "gradients", b"gradients", "labels", b"labels", "map", b"map", "minimization", b"minimization", "priority", b"priority", "restraints", b"restraints", "structure_factors", b"structure_factors", "timeout", b"timeout", "validation", b"validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calculation", b"calculation", "data", b"data", "gradients", b"gradients", "labels", b"labels", "map", b"map", "minimization", b"minimization", "priority", b"priority", "real_space", b"real_space", "restraints", b"restraints", "structure_factors", b"structure_factors", "timeout", b"timeout", "validation", b"validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_calculation: _TypeAlias = _typing.Literal["gradients", "structure_factors", "map", "validation", "minimization", "restraints", "data"]  # noqa: Y015
+    _WhichOneofReturnType_calculation: _TypeAlias = _typing.Literal["gradients", "structure_factors", "map", "validation", "minimization", "restraints", "data", "real_space"]  # noqa: Y015
     _WhichOneofArgType_calculation: _TypeAlias = _typing.Literal["calculation", b"calculation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_calculation) -> _WhichOneofReturnType_calculation | None: ...
 

@@ -15,6 +15,7 @@ from bxmesh.geometry.v1 import calculations_pb2 as pb
 from bxmesh.geometry.v1 import geometry_work_pb2, gradients_pb2
 from bxmesh.server.errors import internal
 from bxmesh.server.geometry.agent.capabilities import CALCULATIONS
+from bxmesh.server.geometry.inputs import named_bundles
 from bxmesh.server.geometry.mesh import (
     GeometryMesh,
     caller,
@@ -22,7 +23,7 @@ from bxmesh.server.geometry.mesh import (
     result_of,
     routing_key,
 )
-from bxmesh.server.geometry.sharing import require_target
+from bxmesh.server.geometry.sharing import require_target, seen_by_caller
 from bxmesh.tensor.v1 import tensor_pb2
 from bxmesh.tensors import chunk_bytes_or_default, size_bytes
 
@@ -33,7 +34,8 @@ _CHUNK_BYTES = chunk_bytes_or_default(0)
 
 
 class CalculationRpcs:
-    """ComputeStructureFactors, ComputeMap, ValidateModel, AnalyzeData, Minimize, ExportRestraints."""
+    """ComputeStructureFactors, ComputeMap, ComputeRealSpaceGradients, ValidateModel, AnalyzeData,
+    Minimize and ExportRestraints."""
 
     _mesh: GeometryMesh
 
@@ -49,6 +51,13 @@ class CalculationRpcs:
     ) -> AsyncIterator[pb.ComputeMapResponse]:
         """Streams a map."""
         async for response in self._stream(request, context, pb.ComputeMapResponse):
+            yield response
+
+    async def ComputeRealSpaceGradients(
+        self, request: pb.ComputeRealSpaceGradientsRequest, context: Context
+    ) -> AsyncIterator[pb.ComputeRealSpaceGradientsResponse]:
+        """Streams gradients of the density of a map."""
+        async for response in self._stream(request, context, pb.ComputeRealSpaceGradientsResponse):
             yield response
 
     async def ValidateModel(
@@ -116,6 +125,8 @@ class CalculationRpcs:
         mesh = self._mesh
         kind = CALCULATIONS[type(request)]
         spec = mesh.model(request.model_id)
+        for bundle_id in named_bundles(request):
+            seen_by_caller(mesh.store, bundle_id)
         handed = type(request)()
         handed.CopyFrom(request)
         if "coordinates" in request.DESCRIPTOR.fields_by_name:

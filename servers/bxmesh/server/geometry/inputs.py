@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 
@@ -27,6 +28,15 @@ def naming(name: str, bundle_id: str) -> Iterator[None]:
             metadata={"input": name, "bundle_id": bundle_id},
             field_violations=[(f"spec.{name}", error.message)],
         ) from error
+
+
+def named_bundles(request: Any) -> Iterator[str]:
+    """The bundles, besides its model, that a calculation is asked to read."""
+    fields = request.DESCRIPTOR.fields_by_name
+    if "coordinates" in fields and request.coordinates.bundle_id:
+        yield request.coordinates.bundle_id
+    if "map_bundle_id" in fields:
+        yield request.map_bundle_id
 
 
 def model_spec(

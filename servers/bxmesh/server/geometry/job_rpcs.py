@@ -12,6 +12,7 @@ from bxmesh.geometry.v1 import job_pb2 as pb
 from bxmesh.server import telemetry
 from bxmesh.server.errors import MeshError, not_found, permission_denied
 from bxmesh.server.geometry.agent.capabilities import CAPABILITIES
+from bxmesh.server.geometry.inputs import named_bundles
 from bxmesh.server.geometry.jobs import (
     JOB_LABEL,
     calculation_of,
@@ -23,7 +24,7 @@ from bxmesh.server.geometry.jobs import (
     state_filter,
 )
 from bxmesh.server.geometry.mesh import GeometryMesh, routing_key
-from bxmesh.server.geometry.sharing import require_target
+from bxmesh.server.geometry.sharing import require_target, seen_by_caller
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.security.addresses import address_of
@@ -54,6 +55,8 @@ class JobRpcs:
         if "options" in calculation.DESCRIPTOR.fields_by_name:
             require_target(calculation.options)
         model = mesh.model(calculation.model_id)
+        for bundle_id in named_bundles(calculation):
+            seen_by_caller(mesh.store, bundle_id)
         handed = type(calculation)()
         handed.CopyFrom(calculation)
         if "coordinates" in calculation.DESCRIPTOR.fields_by_name:

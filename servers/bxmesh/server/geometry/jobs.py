@@ -45,6 +45,7 @@ _RPCS = {
     "minimization": "Minimize",
     "restraints": "ExportRestraints",
     "data": "AnalyzeData",
+    "real_space": "ComputeRealSpaceGradients",
 }
 
 

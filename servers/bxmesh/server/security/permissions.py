@@ -106,6 +106,7 @@ METHODS: Mapping[str, Rule] = MappingProxyType(
             "StreamGradients": Rule(("gradient_calculation", "coordinate_update"), _XRAY),
             "Minimize": Rule(("gradient_calculation", "coordinate_update"), _XRAY),
             "ComputeStructureFactors ComputeMap": "structure_factor_calculation",
+            "ComputeRealSpaceGradients": Rule(("gradient_calculation", "bundle_read")),
             "ValidateModel ExportRestraints": "geometry_calculation",
             "AnalyzeData": "experimental_data_processing",
             "CreateJob GetJob ListJobs CancelJob WatchJob": Rule(

@@ -30,6 +30,7 @@ from bxmesh.server.geometry.agent.warm_models import WarmModels, engine_call
 from bxmesh.server.geometry.conversions import atom_table, summary_message
 from bxmesh.server.geometry.coordinates import load_coordinates
 from bxmesh.server.geometry.engine import RestraintLibrary, as_samples
+from bxmesh.server.geometry.inputs import named_bundles
 from bxmesh.server.streams import Handler, WorkContext
 from bxmesh.server.streams.queue import cancelled
 from bxmesh.tensors import TensorError, from_message, to_buffer, to_spec
@@ -167,9 +168,7 @@ class Calculations:
         request, calculator = _calculator(work.request)
         given: gradients_pb2.Coordinates | None = getattr(request, "coordinates", None)
         coordinates = None if given is None else self._coordinates(given)
-        sources = [work.model_id]
-        if given is not None and given.bundle_id:
-            sources.append(given.bundle_id)
+        sources = [work.model_id, *named_bundles(request)]
 
         def keep(content: bytes, kind: bundle_pb2.BundleKind.ValueType, media_type: str) -> str:
             bundle, _ = self._store.put(
@@ -189,7 +188,17 @@ class Calculations:
             if coordinates is not None:
                 coordinates = _one_sample(coordinates, len(model.atoms))
             summary, arrays = calculator(
-                Run(model, request, coordinates, steps, tell, is_over, self._models.give_way, keep)
+                Run(
+                    model,
+                    request,
+                    coordinates,
+                    steps,
+                    tell,
+                    is_over,
+                    self._models.give_way,
+                    self._store.read,
+                    keep,
+                )
             )
             result = geometry_work_pb2.CalculationWorkResult()
             result.summary.Pack(summary)

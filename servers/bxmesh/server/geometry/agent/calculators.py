@@ -10,6 +10,7 @@ from bxmesh.geometry.v1 import calculations_pb2 as pb
 from bxmesh.server.geometry.agent.data_quality import data_quality
 from bxmesh.server.geometry.agent.maps import electron_density
 from bxmesh.server.geometry.agent.minimization import minimization
+from bxmesh.server.geometry.agent.real_space import real_space
 from bxmesh.server.geometry.agent.run import Calculator
 from bxmesh.server.geometry.agent.structure_factors import structure_factors
 from bxmesh.server.geometry.agent.validation import validation
@@ -22,4 +23,5 @@ CALCULATORS: Mapping[type[Message], Calculator] = {
     pb.ValidateModelRequest: validation,
     pb.MinimizeRequest: minimization,
     pb.AnalyzeDataRequest: data_quality,
+    pb.ComputeRealSpaceGradientsRequest: real_space,
 }

@@ -22,5 +22,6 @@ CALCULATIONS: Mapping[type[Message], str] = {
     pb.MinimizeRequest: "geometry.minimization",
     pb.ExportRestraintsRequest: "geometry.restraints",
     pb.AnalyzeDataRequest: "geometry.data",
+    pb.ComputeRealSpaceGradientsRequest: "geometry.real_space",
 }
 """The kinds of calculations that have one answer, by what asks for them."""

@@ -46,6 +46,8 @@ class Run(Generic[_R]):
     """Whether nobody waits for more any more: then the best so far is the answer."""
     give_way: Callable[[], None]
     """Lets others have the engine; what takes longer than seconds calls it that often."""
+    read: Callable[[str], bytes]
+    """The content of a bundle that the request names; raises MeshError NOT_FOUND."""
     keep: _Keep
     """Stores a file for the caller as long as results are kept; returns the bundle's id."""
 

@@ -25,7 +25,7 @@ from bxmesh.server.geometry.agent.capabilities import CALCULATIONS, GRADIENTS
 from bxmesh.server.geometry.agent.minimization import MOST_EVALUATIONS
 from bxmesh.server.geometry.agent.steps import Steps
 from bxmesh.server.geometry.coordinates import check_shape, load_coordinates
-from bxmesh.server.geometry.inputs import model_spec
+from bxmesh.server.geometry.inputs import model_spec, named_bundles
 from bxmesh.server.geometry.sharing import seen_by
 from bxmesh.server.interceptors.validation import refuse_invalid
 from bxmesh.server.security.identities import Identity
@@ -123,9 +123,8 @@ class GeometryTasks:
                 reason="UNKNOWN_TASK",
             )
         request: Any = self._request(task.spec.parameters, kind)
-        coordinates = getattr(request, "coordinates", None)
-        if coordinates is not None and coordinates.bundle_id:
-            bundle = self._store.get(coordinates.bundle_id)
+        for bundle_id in named_bundles(request):
+            bundle = self._store.get(bundle_id)
             if not _sees(task, bundle):
                 raise not_found(f"there is no bundle {bundle.bundle_id}", reason="BUNDLE_NOT_FOUND")
         if isinstance(request, gradients_pb2.ComputeGradientsRequest):

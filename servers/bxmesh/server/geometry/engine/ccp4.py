@@ -9,7 +9,7 @@ from cctbx import crystal
 
 from bxmesh.server.geometry.engine import files
 from bxmesh.server.geometry.engine.errors import EngineError
-from bxmesh.server.geometry.engine.types import Floats, UnitCell
+from bxmesh.server.geometry.engine.types import UnitCell
 
 _FIELD = "map"
 _HEADER_BYTES = 1024
@@ -26,7 +26,7 @@ _LITTLE_ENDIAN = 0x4444
 class CellMap:
     """A map over a unit cell."""
 
-    values: Floats
+    values: npt.NDArray[np.float32]
     """[A, B, C], points along a, b and c from the origin of the cell."""
     unit_cell: UnitCell
     """Lengths in Å and angles in degrees."""
@@ -93,7 +93,7 @@ def _read(content: bytes, order: str, header: npt.NDArray[np.int32]) -> CellMap:
     columns, rows, sections = extent
     stored = np.frombuffer(content, kind, offset=start).reshape(sections, rows, columns)
     # The last axis runs along the columns, which are `axes[0]`.
-    values = stored.transpose([2 - axes.index(axis) for axis in range(3)]).astype(np.float64)
+    values = stored.transpose([2 - axes.index(axis) for axis in range(3)]).astype(np.float32)
     intervals = tuple(int(number) for number in header[7:10])
     if values.shape != intervals:
         raise EngineError(

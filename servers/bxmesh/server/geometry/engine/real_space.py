@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from cctbx import uctbx
 
 from bxmesh.server.geometry.engine.ccp4 import CellMap
@@ -95,7 +96,9 @@ def _cubic(t: Floats) -> tuple[Floats, Floats]:
 _KERNELS: dict[Interpolation, _Kernel] = {"tricubic": _cubic, "linear": _linear}
 
 
-def _interpolated(grid: Floats, fractional: Floats, kernel: _Kernel) -> tuple[Floats, Floats]:
+def _interpolated(
+    grid: npt.NDArray[np.float32], fractional: Floats, kernel: _Kernel
+) -> tuple[Floats, Floats]:
     """Values [N] and gradients by fractional coordinates [N, 3]; the grid repeats itself."""
     points = np.array(grid.shape)
     at = fractional * points
@@ -106,7 +109,7 @@ def _interpolated(grid: Floats, fractional: Floats, kernel: _Kernel) -> tuple[Fl
     i, j, k = (
         (corner[:, axis, np.newaxis].astype(np.int64) + around) % points[axis] for axis in range(3)
     )
-    near = grid[i[:, :, None, None], j[:, None, :, None], k[:, None, None, :]]
+    near = grid[i[:, :, None, None], j[:, None, :, None], k[:, None, None, :]].astype(np.float64)
 
     def summed(a: Floats, b: Floats, c: Floats) -> Floats:
         total: Floats = np.einsum("nijk,ni,nj,nk->n", near, a, b, c, optimize=True)
