@@ -23,6 +23,7 @@ from bxmesh.server.geometry.engine.model import BuiltModel, build
 from bxmesh.server.geometry.engine.types import SampleStatus
 from bxmesh.server.geometry.engine.validation import Validation
 from bxmesh.server.geometry.engine.validation.checks import MOST_OUTLIERS
+from bxmesh.server.geometry.engine.validation.naming import residue_name
 from bxmesh.server.geometry.engine.validation.ramachandran import GRID, regions
 from tests.engine.plain import PlainGeometry, labels
 from tests.engine.wheel import PDB_1YJP, PDB_7N2L, wheel_bytes, wheel_file
@@ -332,6 +333,12 @@ def test_insertion_codes_and_alternative_locations_are_named(library: RestraintL
     ]
     assert "A 3B GLN" in {point.residue for point in found.ramachandran}
     assert sum(s.count for s in found.shares if s.check == "ramachandran") == 5
+
+
+def test_names_are_bounded() -> None:
+    assert residue_name("A", "  52", "A", "ALA", "B") == "A 52A ALA (B)"
+    assert residue_name(" ", "52", " ", "ALA") == "52 ALA"
+    assert len(residue_name("A" * 100_000, "52", "", "ALA")) < 100
 
 
 def test_a_chain_without_a_name_is_not_named_by_its_segment(library: RestraintLibrary) -> None:

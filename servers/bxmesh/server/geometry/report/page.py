@@ -95,8 +95,8 @@ def _sections(
             "Ramachandran plots",
             element(
                 "p",
-                "Strong colour: favored; faint: allowed, in the contours of the Top8000 set. Point at a residue to "
-                "read its name.",
+                "Strong colour: favored; faint: allowed, in the contours of the Top8000 set. "
+                "Point at a residue to read its name.",
                 class_="soft",
             ),
             ramachandran_plots(report.ramachandran, regions),
