@@ -1,0 +1,1 @@
+"""The arithmetic, compiled by numba on first use and kept on disk."""

@@ -1,0 +1,403 @@
+"""Which atoms may touch: cells for those of the model, and periodic cells for its images."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bxmesh.restraints.kernels.bonded import Images, image_of
+from bxmesh.restraints.kernels.compiling import compiled
+
+__all__ = [
+    "CROWDED",
+    "Contacts",
+    "ImagePairs",
+    "Lattice",
+    "Pairs",
+    "farthest_close",
+    "has_moved",
+    "image_pairs",
+    "near_pairs",
+]
+
+CROWDED = -1
+"""Instead of a count of pairs: there are more than MOST_PAIRS."""
+_MOST_PAIRS = 5_000_000
+_MOST_CELLS = 64
+
+
+class Contacts(NamedTuple):
+    """Who may touch whom, and at what distance."""
+
+    atoms: Any
+    """[R], the restrained atoms in rising order."""
+    kind: Any
+    """[N], the number of each atom's type."""
+    distance: Any
+    """[T, T] in Å."""
+    distance_1_4: Any
+    """[T, T] in Å, three bonds apart."""
+    listed_sq: Any
+    """[T, T] in Å², the square of the distance up to which pairs are listed."""
+    reach: float
+    """The longest distance up to which pairs are listed, in Å."""
+    model: Any
+    conformer: Any
+    exclusion: Any
+    special: Any
+    """[N], the number of an atom on a special position, -1 for all others."""
+    close_start: Any
+    """[N + 1], where the partners of each atom that are close within the model begin."""
+    close_atom: Any
+    """Partners with a higher number than the atom."""
+    close_bonds: Any
+
+
+class Lattice(NamedTuple):
+    """The images of the model."""
+
+    rotation: Any
+    """[S, 3, 3], of fractional coordinates."""
+    translation: Any
+    """[S, 3], fractional."""
+    fractionalization: Any
+    distinct: Any
+    """[K, S], which operators lead to an image of their own of the atoms on special positions."""
+    images: Images
+    close_start: Any
+    """[N + 1], where the images close to each atom begin."""
+    close_atom: Any
+    close_bonds: Any
+    close_operator: Any
+    close_shift: Any
+
+
+class Pairs(NamedTuple):
+    """Pairs of atoms, sorted; each once."""
+
+    start: Any
+    """[R + 1]"""
+    atom: Any
+    """The second atom of each pair."""
+    distance: Any
+    """The contact distance of each pair in Å."""
+
+
+class ImagePairs(NamedTuple):
+    """Pairs of an atom and an image, sorted; each as its first atom sees it."""
+
+    start: Any
+    atom: Any
+    distance: Any
+    operator: Any
+    shift: Any
+    """[.., 3] in cells."""
+
+
+@compiled
+def has_moved(sites: Any, reference: Any, atoms: Any, farthest: float) -> bool:
+    """Returns whether one of the atoms has moved farther than that."""
+    limit = farthest * farthest
+    for i in atoms:
+        x = sites[i, 0] - reference[i, 0]
+        y = sites[i, 1] - reference[i, 1]
+        z = sites[i, 2] - reference[i, 2]
+        if not x * x + y * y + z * z <= limit:
+            return True
+    return False
+
+
+@compiled
+def _sorted_by_cell(cells: Any, n_cells: int) -> tuple[Any, Any]:
+    """Returns where each cell begins [n_cells + 1] and the points cell by cell."""
+    start = np.zeros(n_cells + 1, np.int32)
+    for cell in cells:
+        start[cell + 1] += 1
+    for cell in range(n_cells):
+        start[cell + 1] += start[cell]
+    free = start.copy()
+    points = np.empty(len(cells), np.int32)
+    for point in range(len(cells)):
+        cell = cells[point]
+        points[free[cell]] = point
+        free[cell] += 1
+    return start, points
+
+
+@compiled
+def _excluded(contacts: Contacts, i: int, j: int, image: bool) -> bool:
+    if contacts.model[i] != contacts.model[j]:
+        return True
+    a, b = contacts.conformer[i], contacts.conformer[j]
+    if a != b and a != 0 and b != 0:
+        return True
+    same = contacts.exclusion[i] != 0 and contacts.exclusion[i] == contacts.exclusion[j]
+    return same and (image or contacts.special[i] >= 0 or contacts.special[j] >= 0)
+
+
+@compiled
+def near_pairs(sites: Any, contacts: Contacts, pairs: Pairs) -> int:
+    """Fills in the pairs within the model as far as they have room; returns how many there are.
+
+    The grid is a torus: cells far apart may share a place, so that its size does not depend on how
+    far atoms are spread.
+    """
+    atoms, reach = contacts.atoms, contacts.reach
+    n = len(atoms)
+    size = np.empty(3, np.int64)
+    for k in range(3):
+        least = most = sites[atoms[0], k]
+        for i in atoms:
+            least, most = min(least, sites[i, k]), max(most, sites[i, k])
+        size[k] = max(3.0, min(_MOST_CELLS, math.ceil((most - least) / reach) + 1.0))
+    nx, ny, nz = size
+    cells = np.empty(n, np.int32)
+    for row in range(n):
+        i = atoms[row]
+        cx = int(math.floor(sites[i, 0] / reach)) % nx
+        cy = int(math.floor(sites[i, 1] / reach)) % ny
+        cz = int(math.floor(sites[i, 2] / reach)) % nz
+        cells[row] = (cx * ny + cy) * nz + cz
+    start, points = _sorted_by_cell(cells, nx * ny * nz)
+    ordered = np.empty((n, 3))
+    for place in range(n):
+        for k in range(3):
+            ordered[place, k] = sites[atoms[points[place]], k]
+    count, room = 0, len(pairs.atom)
+    pairs.start[0] = 0
+    for row in range(n):
+        i = atoms[row]
+        x, y, z = sites[i, 0], sites[i, 1], sites[i, 2]
+        cx, rest = cells[row] // (ny * nz), cells[row] % (ny * nz)
+        cy, cz = rest // nz, rest % nz
+        first = count
+        for dx in range(-1, 2):
+            for dy in range(-1, 2):
+                for dz in range(-1, 2):
+                    cell = (((cx + dx) % nx) * ny + (cy + dy) % ny) * nz + (cz + dz) % nz
+                    for place in range(start[cell], start[cell + 1]):
+                        if points[place] <= row:
+                            continue
+                        a, b, c = ordered[place, 0] - x, ordered[place, 1] - y, ordered[place, 2] - z
+                        j = atoms[points[place]]
+                        if a * a + b * b + c * c > contacts.listed_sq[contacts.kind[i], contacts.kind[j]]:
+                            continue
+                        if _excluded(contacts, i, j, False):
+                            continue
+                        bonds = 4
+                        for close in range(contacts.close_start[i], contacts.close_start[i + 1]):
+                            if contacts.close_atom[close] == j:
+                                bonds = contacts.close_bonds[close]
+                                break
+                        if bonds < 3:
+                            continue
+                        if count < room:
+                            distance = contacts.distance if bonds > 3 else contacts.distance_1_4
+                            apart = distance[contacts.kind[i], contacts.kind[j]]
+                            at = count
+                            while at > first and pairs.atom[at - 1] > j:
+                                pairs.atom[at] = pairs.atom[at - 1]
+                                pairs.distance[at] = pairs.distance[at - 1]
+                                at -= 1
+                            pairs.atom[at], pairs.distance[at] = j, apart
+                        count += 1
+        if count > _MOST_PAIRS:
+            return CROWDED
+        pairs.start[row + 1] = count
+    return count
+
+
+@compiled
+def image_pairs(sites: Any, contacts: Contacts, lattice: Lattice, pairs: ImagePairs) -> int:
+    """Fills in the pairs with images as far as they have room; returns how many there are."""
+    atoms, reach = contacts.atoms, contacts.reach
+    n, n_operators = len(atoms), len(lattice.translation)
+    f = lattice.fractionalization
+    pairs.start[:] = 0
+    margin = np.empty(3)
+    for k in range(3):
+        margin[k] = reach * math.sqrt(f[k, 0] ** 2 + f[k, 1] ** 2 + f[k, 2] ** 2)
+    places = np.empty((n, 3))
+    for row in range(n):
+        i = atoms[row]
+        for k in range(3):
+            places[row, k] = f[k, 0] * sites[i, 0] + f[k, 1] * sites[i, 1] + f[k, 2] * sites[i, 2]
+    if n_operators == 1 and _is_alone(places, margin):
+        return 0
+    size, span = np.empty(3, np.int64), np.empty(3, np.int64)
+    for k in range(3):
+        size[k] = max(1.0, min(_MOST_CELLS, math.floor(1.0 / margin[k])))
+        span[k] = math.ceil(margin[k] * size[k])
+    nx, ny, nz = size
+    # Points are the images of all atoms in one cell, in the order of atoms, then of operators.
+    limit = n * n_operators
+    wrapped, source = np.empty((limit, 3)), np.empty(limit, np.int32)
+    moved, by = np.empty((limit, 3), np.int32), np.empty(limit, np.int32)
+    cells = np.empty(limit, np.int32)
+    n_points = 0
+    for row in range(n):
+        special = contacts.special[atoms[row]]
+        for operator in range(n_operators):
+            if special >= 0 and not lattice.distinct[special, operator]:
+                continue
+            r, t = lattice.rotation[operator], lattice.translation[operator]
+            cell = 0
+            for k in range(3):
+                at = (
+                    r[k, 0] * places[row, 0]
+                    + r[k, 1] * places[row, 1]
+                    + r[k, 2] * places[row, 2]
+                    + t[k]
+                )
+                floor = math.floor(at)
+                wrapped[n_points, k] = at - floor
+                moved[n_points, k] = -floor
+                inside = min(size[k] - 1, int((at - floor) * size[k]))
+                cell = cell * size[k] + inside
+            source[n_points], by[n_points], cells[n_points] = row, operator, cell
+            n_points += 1
+    start, points = _sorted_by_cell(cells[:n_points], nx * ny * nz)
+    ordered = np.empty((n_points, 3))
+    for place in range(n_points):
+        ordered[place] = wrapped[points[place]]
+    o = lattice.images.cell
+    count, room = 0, len(pairs.atom)
+    for row in range(n):
+        i = atoms[row]
+        home, own = np.empty(3, np.int64), np.empty(3)
+        middle = np.empty(3, np.int64)
+        for k in range(3):
+            home[k] = int(math.floor(places[row, k]))
+            own[k] = places[row, k] - home[k]
+            middle[k] = min(size[k] - 1, int(own[k] * size[k]))
+        first = count
+        for dx in range(-span[0], span[0] + 1):
+            sx = (middle[0] + dx) // nx
+            for dy in range(-span[1], span[1] + 1):
+                sy = (middle[1] + dy) // ny
+                for dz in range(-span[2], span[2] + 1):
+                    sz = (middle[2] + dz) // nz
+                    cell = (
+                        (middle[0] + dx - sx * nx) * ny + middle[1] + dy - sy * ny
+                    ) * nz + (middle[2] + dz - sz * nz)
+                    for place in range(start[cell], start[cell + 1]):
+                        a = ordered[place, 0] + sx - own[0]
+                        b = ordered[place, 1] + sy - own[1]
+                        c = ordered[place, 2] + sz - own[2]
+                        x = o[0, 0] * a + o[0, 1] * b + o[0, 2] * c
+                        y = o[1, 0] * a + o[1, 1] * b + o[1, 2] * c
+                        z = o[2, 0] * a + o[2, 1] * b + o[2, 2] * c
+                        point = points[place]
+                        j = atoms[source[point]]
+                        if x * x + y * y + z * z > contacts.listed_sq[contacts.kind[i], contacts.kind[j]]:
+                            continue
+                        operator = by[point]
+                        tx = moved[point, 0] + sx + home[0]
+                        ty = moved[point, 1] + sy + home[1]
+                        tz = moved[point, 2] + sz + home[2]
+                        if operator == 0 and tx == 0 and ty == 0 and tz == 0:
+                            continue
+                        if _excluded(contacts, i, j, True):
+                            continue
+                        bonds = _bonds_to_image(lattice, i, j, operator, tx, ty, tz)
+                        if bonds < 3:
+                            continue
+                        if count < room:
+                            distance = contacts.distance if bonds > 3 else contacts.distance_1_4
+                            apart = distance[contacts.kind[i], contacts.kind[j]]
+                            _insert(pairs, first, count, j, apart, operator, tx, ty, tz)
+                        count += 1
+        if count > _MOST_PAIRS:
+            return CROWDED
+        pairs.start[row + 1] = count
+    return count
+
+
+@compiled
+def _is_alone(places: Any, margin: Any) -> bool:
+    """Returns whether no image by whole cells can be near, from the extent of fractional places."""
+    for k in range(3):
+        if not places[:, k].max() - places[:, k].min() + margin[k] < 1.0:
+            return False
+    return True
+
+
+@compiled
+def _bonds_to_image(
+    lattice: Lattice, i: int, j: int, operator: int, x: int, y: int, z: int
+) -> int:
+    for close in range(lattice.close_start[i], lattice.close_start[i + 1]):
+        if (
+            lattice.close_atom[close] == j
+            and lattice.close_operator[close] == operator
+            and lattice.close_shift[close, 0] == x
+            and lattice.close_shift[close, 1] == y
+            and lattice.close_shift[close, 2] == z
+        ):
+            return int(lattice.close_bonds[close])
+    return 4
+
+
+@compiled
+def _insert(
+    pairs: ImagePairs,
+    first: int,
+    at: int,
+    j: int,
+    apart: float,
+    operator: int,
+    x: int,
+    y: int,
+    z: int,
+) -> None:
+    """Puts a pair in its place among those of its atom, so that their order is always the same."""
+    while at > first and _follows(pairs, at - 1, j, operator, x, y, z):
+        pairs.atom[at] = pairs.atom[at - 1]
+        pairs.distance[at] = pairs.distance[at - 1]
+        pairs.operator[at] = pairs.operator[at - 1]
+        pairs.shift[at] = pairs.shift[at - 1]
+        at -= 1
+    pairs.atom[at], pairs.distance[at], pairs.operator[at] = j, apart, operator
+    pairs.shift[at, 0], pairs.shift[at, 1], pairs.shift[at, 2] = x, y, z
+
+
+@compiled
+def _follows(pairs: ImagePairs, at: int, j: int, operator: int, x: int, y: int, z: int) -> bool:
+    if pairs.atom[at] != j:
+        return bool(pairs.atom[at] > j)
+    if pairs.operator[at] != operator:
+        return bool(pairs.operator[at] > operator)
+    if pairs.shift[at, 0] != x:
+        return bool(pairs.shift[at, 0] > x)
+    if pairs.shift[at, 1] != y:
+        return bool(pairs.shift[at, 1] > y)
+    return bool(pairs.shift[at, 2] > z)
+
+
+@compiled
+def farthest_close(sites: Any, contacts: Contacts, lattice: Lattice, isolated: bool) -> float:
+    """Returns the longest distance between atoms up to three bonds apart, in Å."""
+    most = 0.0
+    for i in contacts.atoms:
+        for close in range(contacts.close_start[i], contacts.close_start[i + 1]):
+            j = contacts.close_atom[close]
+            x, y, z = sites[j, 0] - sites[i, 0], sites[j, 1] - sites[i, 1], sites[j, 2] - sites[i, 2]
+            most = max(most, x * x + y * y + z * z)
+        if isolated:
+            continue
+        for close in range(lattice.close_start[i], lattice.close_start[i + 1]):
+            shift = lattice.close_shift[close]
+            x, y, z = image_of(
+                sites,
+                lattice.close_atom[close],
+                lattice.images,
+                lattice.close_operator[close],
+                shift[0],
+                shift[1],
+                shift[2],
+            )
+            x, y, z = x - sites[i, 0], y - sites[i, 1], z - sites[i, 2]
+            most = max(most, x * x + y * y + z * z)
+    return math.sqrt(most)
