@@ -152,7 +152,7 @@ def _dihedrals(manager: Any, atoms: Array) -> dict[str, Any]:
         "dihedral_atoms": _places(proxies, atoms),
         **_parameters("dihedral", proxies, "angle_ideal weight slack limit periodicity top_out"),
         "dihedral_alternative_offsets": _offsets(alternatives),
-        "dihedral_alternatives": _flat(alternatives),
+        "dihedral_alternatives": _flat(alternatives, float),
     }
 
 
