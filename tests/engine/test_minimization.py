@@ -71,6 +71,7 @@ def run(
             kept.steps.append,
             over,
             lambda: None,
+            lambda bundle_id: b"",
             kept.keep,
         )
     )
