@@ -177,12 +177,12 @@ def test_impossible_places_are_stepped_back_from(
     model = built(PDB_1YJP)
     honest, calls = BuiltModel.geometry, 0
 
-    def flaky(self: BuiltModel, *arguments: Any) -> Any:
+    def flaky(self: BuiltModel, *arguments: Any, **keywords: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > 10:
             raise SampleError(SampleStatus.EXPLODED, "apart")
-        return honest(self, *arguments)
+        return honest(self, *arguments, **keywords)
 
     monkeypatch.setattr(BuiltModel, "geometry", flaky)
     summary, best, _ = run(model, shaken(model, 0.2))
