@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from bxmesh.restraints.kernels.neighbours import (
     ImagePairs,
     Pairs,
     farthest_close,
+    farthest_coordinate,
     has_moved,
     image_pairs,
     near_pairs,
@@ -108,11 +110,12 @@ class Evaluator:
         its place before to find out what has moved. Raises RestraintsError for another type or shape.
         """
         samples = self._checked(coordinates)
+        batch = _Batch(samples.shape, per_term)
         with self._lock:
             while len(self._neighbours) < len(samples):
                 self._neighbours.append(_Neighbours(self._system, isolated=self._isolated))
-            results = self._map(samples, per_term)
-        return _gathered(results, coordinates.dtype, per_term)
+            batch.statuses = self._map(samples, batch)
+        return batch.evaluation(coordinates.dtype)
 
     def _checked(self, coordinates: NDArray[Any]) -> Floats:
         if coordinates.dtype not in (np.float32, np.float64):
@@ -129,17 +132,24 @@ class Evaluator:
             )
         return np.ascontiguousarray(samples, dtype=np.float64)
 
-    def _map(self, samples: Floats, per_term: bool) -> list[_Result]:
-        jobs = list(zip(samples, self._neighbours, strict=False))
-        if len(jobs) == 1 or self._threads == 1:
-            return [self._evaluate(*job, per_term) for job in jobs]
+    def _map(self, samples: Floats, batch: _Batch) -> tuple[Status, ...]:
+        def one(number: int) -> Status:
+            return self._evaluate(
+                samples[number],
+                self._neighbours[number],
+                batch.energies[number],
+                batch.gradients[number],
+            )
+
+        if len(samples) == 1 or self._threads == 1:
+            return tuple(map(one, range(len(samples))))
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, "bxmesh-restraints")
-        return list(self._pool.map(lambda job: self._evaluate(*job, per_term), jobs))
+        return tuple(self._pool.map(one, range(len(samples))))
 
-    def _evaluate(self, sites: Floats, neighbours: _Neighbours, per_term: bool) -> _Result:
-        energies = np.full(len(TERMS), np.nan)
-        gradients = np.zeros((len(TERMS) if per_term else 1, self._n_atoms, 3))
+    def _evaluate(
+        self, sites: Floats, neighbours: _Neighbours, energies: Floats, gradients: Floats
+    ) -> Status:
         status = self._status(sites)
         if status is Status.OK and not neighbours.update(sites, self._most_moved):
             status = Status.CROWDED
@@ -147,47 +157,44 @@ class Evaluator:
             sample_energies(
                 sites, self._system, neighbours.pairs, neighbours.images, energies, gradients
             )
-            if not np.isfinite(energies.sum() + gradients.sum()):
+            if not math.isfinite(energies.sum() + gradients.sum()):
                 status = Status.NON_FINITE
                 energies[:], gradients[:] = np.nan, 0
-        return _Result(status, energies, gradients)
+        return status
 
     def _status(self, sites: Floats) -> Status:
-        restrained = sites[self._system.contacts.atoms]
-        farthest = np.abs(restrained).max(initial=0.0)
-        if not farthest <= _FARTHEST:
-            finite = np.isfinite(restrained).all()
-            return Status.OUT_OF_RANGE if finite else Status.NON_FINITE
-        longest = farthest_close(
-            sites, self._system.contacts, self._system.lattice, self._isolated
-        )
+        contacts = self._system.contacts
+        farthest = farthest_coordinate(sites, contacts.atoms)
+        if not math.isfinite(farthest):
+            return Status.NON_FINITE
+        if farthest > _FARTHEST:
+            return Status.OUT_OF_RANGE
+        longest = farthest_close(sites, contacts, self._system.lattice, self._isolated)
         return Status.EXPLODED if longest > self._longest else Status.OK
 
 
-@dataclass(frozen=True, eq=False)
-class _Result:
-    status: Status
-    energies: Floats
-    """[7]"""
-    gradients: Floats
-    """[7 or 1, N, 3]"""
+class _Batch:
+    """The answer while it is computed."""
 
+    statuses: tuple[Status, ...]
 
-def _gathered(results: list[_Result], dtype: np.dtype[Any], per_term: bool) -> Evaluation:
-    energies = np.array([each.energies for each in results])
-    gradients = np.array([each.gradients.sum(axis=0) for each in results])
-    apart = np.array([each.gradients for each in results]) if per_term else None
-    return Evaluation(
-        energies=energies.sum(axis=1),
-        terms={name: energies[:, number] for number, name in enumerate(TERMS)},
-        gradients=gradients.astype(dtype, copy=False),
-        statuses=tuple(each.status for each in results),
-        term_gradients={}
-        if apart is None
-        else {
-            name: apart[:, number].astype(dtype, copy=False) for number, name in enumerate(TERMS)
-        },
-    )
+    def __init__(self, shape: tuple[int, ...], per_term: bool) -> None:
+        samples, atoms, _ = shape
+        self.energies = np.full((samples, len(TERMS)), np.nan)
+        self.gradients = np.zeros((samples, len(TERMS) if per_term else 1, atoms, 3))
+
+    def evaluation(self, dtype: np.dtype[Any]) -> Evaluation:
+        gradients = self.gradients.astype(dtype, copy=False)
+        apart = gradients.shape[1] > 1
+        return Evaluation(
+            energies=self.energies.sum(axis=1),
+            terms={name: self.energies[:, number] for number, name in enumerate(TERMS)},
+            gradients=self.gradients.sum(axis=1).astype(dtype) if apart else gradients[:, 0],
+            statuses=self.statuses,
+            term_gradients={name: gradients[:, number] for number, name in enumerate(TERMS)}
+            if apart
+            else {},
+        )
 
 
 class _Neighbours:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from bxmesh.restraints.kernels.compiling import compiled
 
 __all__ = [
@@ -102,13 +100,14 @@ def _beyond_slack(delta: float, slack: float) -> float:
 
 
 @compiled
-def _bond(bonds: Bonds, index: int, distance: float) -> tuple[float, float]:
+def _bond(
+    distance: float, ideal: float, weight: float, slack: float, limit: float, top_out: bool
+) -> tuple[float, float]:
     """Returns the energy of a bond and what the vector to its second atom is multiplied with."""
-    weight = bonds.weight[index]
-    delta = _beyond_slack(bonds.ideal[index] - distance, bonds.slack[index])
+    delta = _beyond_slack(ideal - distance, slack)
     force = 2.0 * weight * delta
-    if bonds.top_out[index] and delta < 0.0:
-        top = weight * bonds.limit[index] * bonds.limit[index]
+    if top_out and delta < 0.0:
+        top = weight * limit * limit
         damping = math.exp(-weight * delta * delta / top) if top > 0.0 else 0.0
         energy, force = top * (1.0 - damping), force * damping
     else:
@@ -121,13 +120,18 @@ def _bond(bonds: Bonds, index: int, distance: float) -> tuple[float, float]:
 @compiled
 def bond_energy(sites: Any, bonds: Bonds, gradients: Any) -> float:
     """Bonds within the model."""
+    # Taking fields out of their tuple in a loop would cost most of it, here and below.
+    atoms, ideal, weight, slack, limit, top_out = bonds
     total = 0.0
-    for index in range(len(bonds.ideal)):
-        i, j = bonds.atoms[index, 0], bonds.atoms[index, 1]
+    for index in range(len(ideal)):
+        i, j = atoms[index, 0], atoms[index, 1]
         x = sites[j, 0] - sites[i, 0]
         y = sites[j, 1] - sites[i, 1]
         z = sites[j, 2] - sites[i, 2]
-        energy, factor = _bond(bonds, index, math.sqrt(x * x + y * y + z * z))
+        distance = math.sqrt(x * x + y * y + z * z)
+        energy, factor = _bond(
+            distance, ideal[index], weight[index], slack[index], limit[index], top_out[index]
+        )
         total += energy
         gradients[i, 0] += factor * x
         gradients[i, 1] += factor * y
@@ -140,11 +144,12 @@ def bond_energy(sites: Any, bonds: Bonds, gradients: Any) -> float:
 
 @compiled
 def image_of(
-    sites: Any, j: int, images: Images, operator: int, a: float, b: float, c: float
+    site: Any, rotation: Any, translation: Any, cell: Any, shift: Any
 ) -> tuple[float, float, float]:
     """Returns the place of an atom's image: its operator, then a shift by whole cells."""
-    r, t, o = images.rotation[operator], images.translation[operator], images.cell
-    x, y, z = sites[j, 0], sites[j, 1], sites[j, 2]
+    x, y, z = site[0], site[1], site[2]
+    a, b, c = shift[0], shift[1], shift[2]
+    r, t, o = rotation, translation, cell
     return (
         r[0, 0] * x + r[0, 1] * y + r[0, 2] * z + t[0] + o[0, 0] * a + o[0, 1] * b + o[0, 2] * c,
         r[1, 0] * x + r[1, 1] * y + r[1, 2] * z + t[1] + o[1, 0] * a + o[1, 1] * b + o[1, 2] * c,
@@ -157,21 +162,18 @@ def symmetry_bond_energy(
     sites: Any, symmetry: SymmetryBonds, images: Images, gradients: Any
 ) -> float:
     """Bonds to images of the model: half the energy and the whole gradient of the first atom."""
+    bonds, operator, shift = symmetry
+    atoms, ideal, weight, slack, limit, top_out = bonds
+    rotation, translation, cell = images
     total = 0.0
-    bonds, shift = symmetry.bonds, symmetry.shift
-    for index in range(len(bonds.ideal)):
-        i, j = bonds.atoms[index, 0], bonds.atoms[index, 1]
-        x, y, z = image_of(
-            sites,
-            j,
-            images,
-            symmetry.operator[index],
-            shift[index, 0],
-            shift[index, 1],
-            shift[index, 2],
-        )
+    for index in range(len(ideal)):
+        i, j, number = atoms[index, 0], atoms[index, 1], operator[index]
+        x, y, z = image_of(sites[j], rotation[number], translation[number], cell, shift[index])
         x, y, z = x - sites[i, 0], y - sites[i, 1], z - sites[i, 2]
-        energy, factor = _bond(bonds, index, math.sqrt(x * x + y * y + z * z))
+        distance = math.sqrt(x * x + y * y + z * z)
+        energy, factor = _bond(
+            distance, ideal[index], weight[index], slack[index], limit[index], top_out[index]
+        )
         total += 0.5 * energy
         gradients[i, 0] += factor * x
         gradients[i, 1] += factor * y
@@ -182,9 +184,10 @@ def symmetry_bond_energy(
 @compiled
 def angle_energy(sites: Any, angles: Angles, gradients: Any) -> float:
     """Bond angles. One without a direction, or straight, has no gradient."""
+    atoms, ideal, weight, slack = angles
     total = 0.0
-    for index in range(len(angles.ideal)):
-        i, j, k = angles.atoms[index, 0], angles.atoms[index, 1], angles.atoms[index, 2]
+    for index in range(len(ideal)):
+        i, j, k = atoms[index, 0], atoms[index, 1], atoms[index, 2]
         ax, ay, az = sites[i, 0] - sites[j, 0], sites[i, 1] - sites[j, 1], sites[i, 2] - sites[j, 2]
         bx, by, bz = sites[k, 0] - sites[j, 0], sites[k, 1] - sites[j, 1], sites[k, 2] - sites[j, 2]
         a, b = math.sqrt(ax * ax + ay * ay + az * az), math.sqrt(bx * bx + by * by + bz * bz)
@@ -192,13 +195,13 @@ def angle_energy(sites: Any, angles: Angles, gradients: Any) -> float:
             continue
         ax, ay, az, bx, by, bz = ax / a, ay / a, az / a, bx / b, by / b, bz / b
         cosine = max(-1.0, min(1.0, ax * bx + ay * by + az * bz))
-        delta = _turn(math.acos(cosine) / _DEGREE, angles.ideal[index], 1)
-        delta = _beyond_slack(delta, angles.slack[index])
-        total += angles.weight[index] * delta * delta
+        delta = _turn(math.acos(cosine) / _DEGREE, ideal[index], 1)
+        delta = _beyond_slack(delta, slack[index])
+        total += weight[index] * delta * delta
         sine = math.sqrt(1.0 - cosine * cosine)
         if sine < _TINY:
             continue
-        force = -2.0 * angles.weight[index] * delta / (_DEGREE * sine)
+        force = -2.0 * weight[index] * delta / (_DEGREE * sine)
         fa, fb = force / a, force / b
         gix, giy, giz = (
             fa * (ax * cosine - bx),
@@ -226,7 +229,8 @@ def angle_energy(sites: Any, angles: Angles, gradients: Any) -> float:
 def _turn(start: float, end: float, periodicity: int) -> float:
     """Returns the shortest turn between two angles in degrees."""
     half = 180.0 / max(1, abs(periodicity))
-    delta = np.fmod(end - start, 2.0 * half)
+    delta = end - start
+    delta -= math.trunc(delta / (2.0 * half)) * (2.0 * half)
     if delta < -half:
         return delta + 2.0 * half
     if delta > half:
@@ -235,23 +239,17 @@ def _turn(start: float, end: float, periodicity: int) -> float:
 
 
 @compiled
-def _dihedral(dihedrals: Dihedrals, index: int, angle: float) -> tuple[float, float]:
-    """Returns the energy of a dihedral and its derivative by the deviation in degrees."""
-    weight, periodicity = dihedrals.weight[index], dihedrals.periodicity[index]
-    delta = _turn(angle, dihedrals.ideal[index], periodicity)
-    for other in range(dihedrals.offsets[index], dihedrals.offsets[index + 1]):
-        ideal = dihedrals.alternatives[other]
-        turn = _turn(angle, ideal + 360.0 if ideal < 0.0 else ideal, 1)
-        if abs(delta) > abs(turn):
-            delta = turn
-    delta = _beyond_slack(delta, max(0.0, dihedrals.slack[index]))
+def _dihedral(
+    delta: float, weight: float, periodicity: int, limit: float, top_out: bool
+) -> tuple[float, float]:
+    """Returns the energy of a deviation in degrees, and its derivative by that."""
     if periodicity > 0:
         phase = periodicity * delta * _DEGREE
         energy = weight * (9600.0 / (periodicity * periodicity) * (1.0 - math.cos(phase)))
         return energy, 9600.0 * weight / periodicity * _DEGREE * math.sin(phase)
     force = 2.0 * weight * delta
-    if dihedrals.top_out[index] and dihedrals.limit[index] >= 0.0:
-        top = weight * dihedrals.limit[index] * dihedrals.limit[index]
+    if top_out and limit >= 0.0:
+        top = weight * limit * limit
         damping = math.exp(-weight * delta * delta / top) if top > 0.0 else 0.0
         return top * (1.0 - damping), force * damping
     return weight * delta * delta, force
@@ -260,10 +258,10 @@ def _dihedral(dihedrals: Dihedrals, index: int, angle: float) -> tuple[float, fl
 @compiled
 def dihedral_energy(sites: Any, dihedrals: Dihedrals, gradients: Any) -> float:
     """Dihedral angles. One of whose three bonds two are in line has neither energy nor gradient."""
+    atoms, ideal, weight, slack, limit, periodicity, top_out, offsets, alternatives = dihedrals
     total = 0.0
-    for index in range(len(dihedrals.ideal)):
-        i, j = dihedrals.atoms[index, 0], dihedrals.atoms[index, 1]
-        k, m = dihedrals.atoms[index, 2], dihedrals.atoms[index, 3]
+    for index in range(len(ideal)):
+        i, j, k, m = atoms[index, 0], atoms[index, 1], atoms[index, 2], atoms[index, 3]
         ax, ay, az = sites[i, 0] - sites[j, 0], sites[i, 1] - sites[j, 1], sites[i, 2] - sites[j, 2]
         bx, by, bz = sites[k, 0] - sites[j, 0], sites[k, 1] - sites[j, 1], sites[k, 2] - sites[j, 2]
         cx, cy, cz = sites[k, 0] - sites[m, 0], sites[k, 1] - sites[m, 1], sites[k, 2] - sites[m, 2]
@@ -277,7 +275,16 @@ def dihedral_energy(sites: Any, dihedrals: Dihedrals, gradients: Any) -> float:
         angle = math.acos(cosine) / _DEGREE
         if bx * (py * qz - pz * qy) + by * (pz * qx - px * qz) + bz * (px * qy - py * qx) < 0.0:
             angle = -angle
-        energy, force = _dihedral(dihedrals, index, angle)
+        delta = _turn(angle, ideal[index], periodicity[index])
+        for other in range(offsets[index], offsets[index + 1]):
+            value = alternatives[other]
+            turn = _turn(angle, value + 360.0 if value < 0.0 else value, 1)
+            if abs(delta) > abs(turn):
+                delta = turn
+        delta = _beyond_slack(delta, max(0.0, slack[index]))
+        energy, force = _dihedral(
+            delta, weight[index], periodicity[index], limit[index], top_out[index]
+        )
         total += energy
         b = bx * bx + by * by + bz * bz
         if b < _TINY or p < _TINY or q < _TINY:
@@ -305,19 +312,19 @@ def dihedral_energy(sites: Any, dihedrals: Dihedrals, gradients: Any) -> float:
 @compiled
 def chirality_energy(sites: Any, chiralities: Chiralities, gradients: Any) -> float:
     """Chiral volumes. With both signs, a volume of exactly zero is taken for positive."""
+    atoms, ideal, weight, both_signs = chiralities
     total = 0.0
-    for index in range(len(chiralities.ideal)):
-        i, j = chiralities.atoms[index, 0], chiralities.atoms[index, 1]
-        k, m = chiralities.atoms[index, 2], chiralities.atoms[index, 3]
+    for index in range(len(ideal)):
+        i, j, k, m = atoms[index, 0], atoms[index, 1], atoms[index, 2], atoms[index, 3]
         ax, ay, az = sites[j, 0] - sites[i, 0], sites[j, 1] - sites[i, 1], sites[j, 2] - sites[i, 2]
         bx, by, bz = sites[k, 0] - sites[i, 0], sites[k, 1] - sites[i, 1], sites[k, 2] - sites[i, 2]
         cx, cy, cz = sites[m, 0] - sites[i, 0], sites[m, 1] - sites[i, 1], sites[m, 2] - sites[i, 2]
         px, py, pz = by * cz - bz * cy, bz * cx - bx * cz, bx * cy - by * cx
         volume = ax * px + ay * py + az * pz
-        sign = 1.0 if chiralities.both_signs[index] and volume < 0.0 else -1.0
-        delta = chiralities.ideal[index] + sign * volume
-        total += chiralities.weight[index] * delta * delta
-        f = sign * 2.0 * delta * chiralities.weight[index]
+        sign = 1.0 if both_signs[index] and volume < 0.0 else -1.0
+        delta = ideal[index] + sign * volume
+        total += weight[index] * delta * delta
+        f = sign * 2.0 * delta * weight[index]
         gjx, gjy, gjz = f * px, f * py, f * pz
         gkx, gky, gkz = f * (cy * az - cz * ay), f * (cz * ax - cx * az), f * (cx * ay - cy * ax)
         gmx, gmy, gmz = f * (ay * bz - az * by), f * (az * bx - ax * bz), f * (ax * by - ay * bx)

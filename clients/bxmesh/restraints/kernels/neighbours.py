@@ -17,6 +17,7 @@ __all__ = [
     "Lattice",
     "Pairs",
     "farthest_close",
+    "farthest_coordinate",
     "has_moved",
     "image_pairs",
     "near_pairs",
@@ -26,6 +27,15 @@ CROWDED = -1
 """Instead of a count of pairs: there are more than MOST_PAIRS."""
 _MOST_PAIRS = 5_000_000
 _MOST_CELLS = 64
+# A cell itself, then the half of its neighbours that do not look into it.
+_HALF = np.array(
+    [
+        (x, y, z)
+        for x in range(2)
+        for y in range(-x, 2)
+        for z in range(-1 if x or y else 0, 2)
+    ]
+)
 
 
 class Contacts(NamedTuple):
@@ -127,86 +137,130 @@ def _sorted_by_cell(cells: Any, n_cells: int) -> tuple[Any, Any]:
 
 
 @compiled
-def _excluded(contacts: Contacts, i: int, j: int, image: bool) -> bool:
-    if contacts.model[i] != contacts.model[j]:
-        return True
-    a, b = contacts.conformer[i], contacts.conformer[j]
-    if a != b and a != 0 and b != 0:
-        return True
-    same = contacts.exclusion[i] != 0 and contacts.exclusion[i] == contacts.exclusion[j]
-    return same and (image or contacts.special[i] >= 0 or contacts.special[j] >= 0)
+def near_pairs(sites: Any, contacts: Contacts, pairs: Pairs) -> int:
+    """Fills in the pairs within the model as far as they have room; returns how much they need.
+
+    The grid is a torus: cells far apart may share a place, so that its size does not depend on how
+    far atoms are spread. Of two neighbouring cells only one looks into the other.
+    """
+    # Fields are taken out of their tuples here and below, as doing so in a loop would cost most of it.
+    atoms, reach_sq = contacts.atoms, contacts.reach * contacts.reach
+    kind, listed_sq, half = contacts.kind, contacts.listed_sq, _HALF
+    n = len(atoms)
+    cells, size = _torus(sites, atoms, contacts.reach)
+    nx, ny, nz = size[0], size[1], size[2]
+    start, points = _sorted_by_cell(cells, nx * ny * nz)
+    ordered, kinds = np.empty((n, 3)), np.empty(n, np.int32)
+    for place in range(n):
+        i = atoms[points[place]]
+        kinds[place] = kind[i]
+        for k in range(3):
+            ordered[place, k] = sites[i, k]
+    room = len(pairs.atom)
+    found = np.empty((room, 2), np.int32)
+    count = 0
+    for place in range(n):
+        cell = cells[points[place]]
+        cx, rest = cell // (ny * nz), cell % (ny * nz)
+        cy, cz = rest // nz, rest % nz
+        x, y, z = ordered[place, 0], ordered[place, 1], ordered[place, 2]
+        for step in range(len(half)):
+            ax = _wrapped(cx + half[step, 0], nx)
+            ay = _wrapped(cy + half[step, 1], ny)
+            az = _wrapped(cz + half[step, 2], nz)
+            cell = (ax * ny + ay) * nz + az
+            for other in range(start[cell] if step else place + 1, start[cell + 1]):
+                a, b, c = ordered[other, 0] - x, ordered[other, 1] - y, ordered[other, 2] - z
+                square = a * a + b * b + c * c
+                if square > reach_sq or square > listed_sq[kinds[place], kinds[other]]:
+                    continue
+                if count < room:
+                    found[count, 0] = min(points[place], points[other])
+                    found[count, 1] = max(points[place], points[other])
+                count += 1
+        if count > _MOST_PAIRS:
+            return CROWDED
+    if count <= room:
+        _sort_pairs(found[:count], contacts, pairs)
+    return count
 
 
 @compiled
-def near_pairs(sites: Any, contacts: Contacts, pairs: Pairs) -> int:
-    """Fills in the pairs within the model as far as they have room; returns how many there are.
+def _sort_pairs(found: Any, contacts: Contacts, pairs: Pairs) -> None:
+    """Puts the pairs of rows that may touch in order, so that it is always the same."""
+    atoms, kind, model, conformer = contacts.atoms, contacts.kind, contacts.model, contacts.conformer
+    exclusion, special = contacts.exclusion, contacts.special
+    apart, apart_1_4 = contacts.distance, contacts.distance_1_4
+    close_start, close_atom, close_bonds = (
+        contacts.close_start,
+        contacts.close_atom,
+        contacts.close_bonds,
+    )
+    start, atom, distance = pairs.start, pairs.atom, pairs.distance
+    kept = 0
+    start[:] = 0
+    for pair in range(len(found)):
+        i, j = atoms[found[pair, 0]], atoms[found[pair, 1]]
+        is_special = special[i] >= 0 or special[j] >= 0
+        if model[i] != model[j] or _are_apart(conformer[i], conformer[j]):
+            continue
+        if is_special and exclusion[i] != 0 and exclusion[i] == exclusion[j]:
+            continue
+        bonds = 4
+        for close in range(close_start[i], close_start[i + 1]):
+            if close_atom[close] == j:
+                bonds = close_bonds[close]
+                break
+        if bonds < 3:
+            continue
+        found[kept, 0], found[kept, 1] = found[pair, 0], j if bonds > 3 else -1 - j
+        start[found[pair, 0] + 1] += 1
+        kept += 1
+    for row in range(len(atoms)):
+        start[row + 1] += start[row]
+    filled = np.zeros(len(atoms), np.int64)
+    for pair in range(kept):
+        row, j = found[pair, 0], found[pair, 1]
+        table = apart if j >= 0 else apart_1_4
+        j = j if j >= 0 else -1 - j
+        at = start[row] + filled[row]
+        while at > start[row] and atom[at - 1] > j:
+            atom[at], distance[at] = atom[at - 1], distance[at - 1]
+            at -= 1
+        atom[at], distance[at] = j, table[kind[atoms[row]], kind[j]]
+        filled[row] += 1
 
-    The grid is a torus: cells far apart may share a place, so that its size does not depend on how
-    far atoms are spread.
-    """
-    atoms, reach = contacts.atoms, contacts.reach
-    n = len(atoms)
+
+@compiled
+def _are_apart(a: int, b: int) -> bool:
+    """Returns whether two conformers never meet; 0 meets all."""
+    return a != b and a != 0 and b != 0
+
+
+@compiled
+def _wrapped(step: int, size: int) -> int:
+    if step < 0:
+        return step + size
+    return step - size if step >= size else step
+
+
+@compiled
+def _torus(sites: Any, atoms: Any, edge: float) -> tuple[Any, Any]:
+    """Returns the cell of each atom, and how many there are along each axis, at least three."""
     size = np.empty(3, np.int64)
+    most_cells = math.ceil((4.0 * len(atoms)) ** (1.0 / 3.0))
     for k in range(3):
         least = most = sites[atoms[0], k]
         for i in atoms:
             least, most = min(least, sites[i, k]), max(most, sites[i, k])
-        size[k] = max(3.0, min(_MOST_CELLS, math.ceil((most - least) / reach) + 1.0))
-    nx, ny, nz = size
-    cells = np.empty(n, np.int32)
-    for row in range(n):
-        i = atoms[row]
-        cx = int(math.floor(sites[i, 0] / reach)) % nx
-        cy = int(math.floor(sites[i, 1] / reach)) % ny
-        cz = int(math.floor(sites[i, 2] / reach)) % nz
-        cells[row] = (cx * ny + cy) * nz + cz
-    start, points = _sorted_by_cell(cells, nx * ny * nz)
-    ordered = np.empty((n, 3))
-    for place in range(n):
+        size[k] = int(max(3.0, min(most_cells, math.ceil((most - least) / edge) + 1.0)))
+    cells = np.empty(len(atoms), np.int32)
+    for row in range(len(atoms)):
+        cell = 0
         for k in range(3):
-            ordered[place, k] = sites[atoms[points[place]], k]
-    count, room = 0, len(pairs.atom)
-    pairs.start[0] = 0
-    for row in range(n):
-        i = atoms[row]
-        x, y, z = sites[i, 0], sites[i, 1], sites[i, 2]
-        cx, rest = cells[row] // (ny * nz), cells[row] % (ny * nz)
-        cy, cz = rest // nz, rest % nz
-        first = count
-        for dx in range(-1, 2):
-            for dy in range(-1, 2):
-                for dz in range(-1, 2):
-                    cell = (((cx + dx) % nx) * ny + (cy + dy) % ny) * nz + (cz + dz) % nz
-                    for place in range(start[cell], start[cell + 1]):
-                        if points[place] <= row:
-                            continue
-                        a, b, c = ordered[place, 0] - x, ordered[place, 1] - y, ordered[place, 2] - z
-                        j = atoms[points[place]]
-                        if a * a + b * b + c * c > contacts.listed_sq[contacts.kind[i], contacts.kind[j]]:
-                            continue
-                        if _excluded(contacts, i, j, False):
-                            continue
-                        bonds = 4
-                        for close in range(contacts.close_start[i], contacts.close_start[i + 1]):
-                            if contacts.close_atom[close] == j:
-                                bonds = contacts.close_bonds[close]
-                                break
-                        if bonds < 3:
-                            continue
-                        if count < room:
-                            distance = contacts.distance if bonds > 3 else contacts.distance_1_4
-                            apart = distance[contacts.kind[i], contacts.kind[j]]
-                            at = count
-                            while at > first and pairs.atom[at - 1] > j:
-                                pairs.atom[at] = pairs.atom[at - 1]
-                                pairs.distance[at] = pairs.distance[at - 1]
-                                at -= 1
-                            pairs.atom[at], pairs.distance[at] = j, apart
-                        count += 1
-        if count > _MOST_PAIRS:
-            return CROWDED
-        pairs.start[row + 1] = count
-    return count
+            cell = cell * size[k] + int(math.floor(sites[atoms[row], k] / edge)) % size[k]
+        cells[row] = cell
+    return cells, size
 
 
 @compiled
@@ -214,7 +268,16 @@ def image_pairs(sites: Any, contacts: Contacts, lattice: Lattice, pairs: ImagePa
     """Fills in the pairs with images as far as they have room; returns how many there are."""
     atoms, reach = contacts.atoms, contacts.reach
     n, n_operators = len(atoms), len(lattice.translation)
-    f = lattice.fractionalization
+    f, rotation, translation = lattice.fractionalization, lattice.rotation, lattice.translation
+    distinct, o = lattice.distinct, lattice.images.cell
+    kind, listed_sq, model, conformer = (
+        contacts.kind,
+        contacts.listed_sq,
+        contacts.model,
+        contacts.conformer,
+    )
+    exclusion, special = contacts.exclusion, contacts.special
+    apart, apart_1_4 = contacts.distance, contacts.distance_1_4
     pairs.start[:] = 0
     margin = np.empty(3)
     for k in range(3):
@@ -228,9 +291,9 @@ def image_pairs(sites: Any, contacts: Contacts, lattice: Lattice, pairs: ImagePa
         return 0
     size, span = np.empty(3, np.int64), np.empty(3, np.int64)
     for k in range(3):
-        size[k] = max(1.0, min(_MOST_CELLS, math.floor(1.0 / margin[k])))
-        span[k] = math.ceil(margin[k] * size[k])
-    nx, ny, nz = size
+        size[k] = int(max(1.0, min(float(_MOST_CELLS), math.floor(1.0 / margin[k]))))
+        span[k] = int(math.ceil(margin[k] * size[k]))
+    nx, ny, nz = size[0], size[1], size[2]
     # Points are the images of all atoms in one cell, in the order of atoms, then of operators.
     limit = n * n_operators
     wrapped, source = np.empty((limit, 3)), np.empty(limit, np.int32)
@@ -238,11 +301,11 @@ def image_pairs(sites: Any, contacts: Contacts, lattice: Lattice, pairs: ImagePa
     cells = np.empty(limit, np.int32)
     n_points = 0
     for row in range(n):
-        special = contacts.special[atoms[row]]
+        number = special[atoms[row]]
         for operator in range(n_operators):
-            if special >= 0 and not lattice.distinct[special, operator]:
+            if number >= 0 and not distinct[number, operator]:
                 continue
-            r, t = lattice.rotation[operator], lattice.translation[operator]
+            r, t = rotation[operator], translation[operator]
             cell = 0
             for k in range(3):
                 at = (
@@ -261,8 +324,10 @@ def image_pairs(sites: Any, contacts: Contacts, lattice: Lattice, pairs: ImagePa
     start, points = _sorted_by_cell(cells[:n_points], nx * ny * nz)
     ordered = np.empty((n_points, 3))
     for place in range(n_points):
-        ordered[place] = wrapped[points[place]]
-    o = lattice.images.cell
+        at = wrapped[points[place]]
+        for k in range(3):
+            ordered[place, k] = o[k, 0] * at[0] + o[k, 1] * at[1] + o[k, 2] * at[2]
+    reach_sq = reach * reach
     count, room = 0, len(pairs.atom)
     for row in range(n):
         i = atoms[row]
@@ -282,16 +347,18 @@ def image_pairs(sites: Any, contacts: Contacts, lattice: Lattice, pairs: ImagePa
                     cell = (
                         (middle[0] + dx - sx * nx) * ny + middle[1] + dy - sy * ny
                     ) * nz + (middle[2] + dz - sz * nz)
+                    a, b, c = sx - own[0], sy - own[1], sz - own[2]
+                    ax = o[0, 0] * a + o[0, 1] * b + o[0, 2] * c
+                    ay = o[1, 0] * a + o[1, 1] * b + o[1, 2] * c
+                    az = o[2, 0] * a + o[2, 1] * b + o[2, 2] * c
                     for place in range(start[cell], start[cell + 1]):
-                        a = ordered[place, 0] + sx - own[0]
-                        b = ordered[place, 1] + sy - own[1]
-                        c = ordered[place, 2] + sz - own[2]
-                        x = o[0, 0] * a + o[0, 1] * b + o[0, 2] * c
-                        y = o[1, 0] * a + o[1, 1] * b + o[1, 2] * c
-                        z = o[2, 0] * a + o[2, 1] * b + o[2, 2] * c
+                        x, y, z = ordered[place, 0] + ax, ordered[place, 1] + ay, ordered[place, 2] + az
+                        square = x * x + y * y + z * z
+                        if square > reach_sq:
+                            continue
                         point = points[place]
                         j = atoms[source[point]]
-                        if x * x + y * y + z * z > contacts.listed_sq[contacts.kind[i], contacts.kind[j]]:
+                        if square > listed_sq[kind[i], kind[j]]:
                             continue
                         operator = by[point]
                         tx = moved[point, 0] + sx + home[0]
@@ -299,15 +366,17 @@ def image_pairs(sites: Any, contacts: Contacts, lattice: Lattice, pairs: ImagePa
                         tz = moved[point, 2] + sz + home[2]
                         if operator == 0 and tx == 0 and ty == 0 and tz == 0:
                             continue
-                        if _excluded(contacts, i, j, True):
+                        if model[i] != model[j] or _are_apart(conformer[i], conformer[j]):
+                            continue
+                        if exclusion[i] != 0 and exclusion[i] == exclusion[j]:
                             continue
                         bonds = _bonds_to_image(lattice, i, j, operator, tx, ty, tz)
                         if bonds < 3:
                             continue
                         if count < room:
-                            distance = contacts.distance if bonds > 3 else contacts.distance_1_4
-                            apart = distance[contacts.kind[i], contacts.kind[j]]
-                            _insert(pairs, first, count, j, apart, operator, tx, ty, tz)
+                            table = apart if bonds > 3 else apart_1_4
+                            contact = table[kind[i], kind[j]]
+                            _insert(pairs, first, count, j, contact, operator, tx, ty, tz)
                         count += 1
         if count > _MOST_PAIRS:
             return CROWDED
@@ -377,27 +446,37 @@ def _follows(pairs: ImagePairs, at: int, j: int, operator: int, x: int, y: int, 
 
 
 @compiled
+def farthest_coordinate(sites: Any, atoms: Any) -> float:
+    """Returns the largest absolute coordinate of the atoms in Å; NaN where one is not a number."""
+    most = 0.0
+    for i in atoms:
+        for k in range(3):
+            value = abs(sites[i, k])
+            if not value <= most:
+                most = value
+                if math.isnan(value):
+                    return value
+    return most
+
+
+@compiled
 def farthest_close(sites: Any, contacts: Contacts, lattice: Lattice, isolated: bool) -> float:
     """Returns the longest distance between atoms up to three bonds apart, in Å."""
+    start, atom = contacts.close_start, contacts.close_atom
+    image_start, image_atom = lattice.close_start, lattice.close_atom
+    operator, shift = lattice.close_operator, lattice.close_shift
+    rotation, translation, cell = lattice.images
     most = 0.0
     for i in contacts.atoms:
-        for close in range(contacts.close_start[i], contacts.close_start[i + 1]):
-            j = contacts.close_atom[close]
+        for close in range(start[i], start[i + 1]):
+            j = atom[close]
             x, y, z = sites[j, 0] - sites[i, 0], sites[j, 1] - sites[i, 1], sites[j, 2] - sites[i, 2]
             most = max(most, x * x + y * y + z * z)
         if isolated:
             continue
-        for close in range(lattice.close_start[i], lattice.close_start[i + 1]):
-            shift = lattice.close_shift[close]
-            x, y, z = image_of(
-                sites,
-                lattice.close_atom[close],
-                lattice.images,
-                lattice.close_operator[close],
-                shift[0],
-                shift[1],
-                shift[2],
-            )
+        for close in range(image_start[i], image_start[i + 1]):
+            j, number = image_atom[close], operator[close]
+            x, y, z = image_of(sites[j], rotation[number], translation[number], cell, shift[close])
             x, y, z = x - sites[i, 0], y - sites[i, 1], z - sites[i, 2]
             most = max(most, x * x + y * y + z * z)
     return math.sqrt(most)

@@ -49,18 +49,19 @@ def repulsion_energy(
     sites: Any, atoms: Any, pairs: Pairs, function: Repulsion, gradients: Any
 ) -> float:
     """Contacts within the model."""
+    start, atom, distance = pairs
     total = 0.0
     for row in range(len(atoms)):
         i = atoms[row]
         xi, yi, zi = sites[i, 0], sites[i, 1], sites[i, 2]
-        for pair in range(pairs.start[row], pairs.start[row + 1]):
-            j = pairs.atom[pair]
+        for pair in range(start[row], start[row + 1]):
+            j = atom[pair]
             x, y, z = sites[j, 0] - xi, sites[j, 1] - yi, sites[j, 2] - zi
             square = x * x + y * y + z * z
-            contact = function.k_rep * pairs.distance[pair]
+            contact = function.k_rep * distance[pair]
             if square >= contact * contact:
                 continue
-            energy, factor = _repulsion(function, pairs.distance[pair], math.sqrt(square))
+            energy, factor = _repulsion(function, distance[pair], math.sqrt(square))
             total += energy
             gradients[i, 0] -= factor * x
             gradients[i, 1] -= factor * y
@@ -81,26 +82,22 @@ def image_repulsion_energy(
     gradients: Any,
 ) -> float:
     """Contacts with images: half the energy and the whole gradient of the first atom."""
+    start, atom, distance, operator, shift = pairs
+    rotation, translation, cell = images
     total = 0.0
     for row in range(len(atoms)):
         i = atoms[row]
-        for pair in range(pairs.start[row], pairs.start[row + 1]):
-            shift = pairs.shift[pair]
+        for pair in range(start[row], start[row + 1]):
+            number = operator[pair]
             x, y, z = image_of(
-                sites,
-                pairs.atom[pair],
-                images,
-                pairs.operator[pair],
-                shift[0],
-                shift[1],
-                shift[2],
+                sites[atom[pair]], rotation[number], translation[number], cell, shift[pair]
             )
             x, y, z = x - sites[i, 0], y - sites[i, 1], z - sites[i, 2]
             square = x * x + y * y + z * z
-            contact = function.k_rep * pairs.distance[pair]
+            contact = function.k_rep * distance[pair]
             if square >= contact * contact:
                 continue
-            energy, factor = _repulsion(function, pairs.distance[pair], math.sqrt(square))
+            energy, factor = _repulsion(function, distance[pair], math.sqrt(square))
             total += 0.5 * energy
             gradients[i, 0] -= factor * x
             gradients[i, 1] -= factor * y

@@ -52,7 +52,7 @@ def _diagonalise(matrix: Any, vectors: Any) -> int:
     size = abs(matrix[0, 0]) + abs(matrix[1, 1]) + abs(matrix[2, 2])
     for _ in range(_SWEEPS):
         off = abs(matrix[0, 1]) + abs(matrix[0, 2]) + abs(matrix[1, 2])
-        if off <= 1e-30 * size or off == 0.0:
+        if off <= 1e-18 * size:
             break
         for p in range(2):
             for q in range(p + 1, 3):
@@ -119,11 +119,12 @@ def planarity_energy(sites: Any, planes: Planarities, gradients: Any) -> float:
 
     Where two directions fit atoms equally well, as in a straight line, one of them is taken.
     """
+    offsets, all_atoms, all_weights = planes
     total = 0.0
     centre, tensor, vectors = np.empty(3), np.empty((3, 3)), np.empty((3, 3))
-    for index in range(len(planes.offsets) - 1):
-        first, last = planes.offsets[index], planes.offsets[index + 1]
-        atoms, weights = planes.atoms[first:last], planes.weight[first:last]
+    for index in range(len(offsets) - 1):
+        first, last = offsets[index], offsets[index + 1]
+        atoms, weights = all_atoms[first:last], all_weights[first:last]
         _spread(sites, atoms, weights, centre, tensor)
         least = _diagonalise(tensor, vectors)
         nx, ny, nz = vectors[0, least], vectors[1, least], vectors[2, least]
