@@ -207,10 +207,7 @@ async def test_options(lone: AsyncMesh, lone_mesh: EmbeddedMesh, options: dict[s
 @pytest.mark.parametrize(
     "options",
     [
-        {"xray_target": "mlhl", "target": "xray"},
-        {"with_respect_to": ("adp_aniso",), "target": "xray"},
-        {"selection": "name CA"},
-        {"gradients_per_term": True},
+        {"xray_target": "twin_ls", "twin_law": "-h,-k,l", "target": "xray"},
         {"engine": "fast"},
     ],
 )

@@ -66,6 +66,7 @@ _PRECONDITIONS = frozenset(
         "LIBRARY_MISSING",
         "LIBRARY_UNREADABLE",
         "NO_CRYSTAL_SYMMETRY",
+        "NO_PHASE_PROBABILITIES",
         "NO_REFLECTIONS",
         "NO_R_FREE_FLAGS",
         "UNKNOWN_RESIDUES",
