@@ -47,6 +47,7 @@ from bxmesh.client.trace import traced
 from bxmesh.client.validation import Validation
 from bxmesh.client.values import Progress
 from bxmesh.geometry.v1 import calculations_pb2, gradients_pb2, model_pb2
+from bxmesh.restraints import Restraints
 from bxmesh.tensors import to_message as to_tensor
 
 __all__ = ["AsyncMesh", "MeshOptions", "Source"]
@@ -388,6 +389,32 @@ class AsyncMesh(AgentCalls):
             if html is not None:
                 await self.bundles.download(answer.html_bundle_id, html)
         return Validation.from_message(answer)
+
+    async def restraints(
+        self,
+        model: Model | str,
+        *,
+        on_progress: Callable[[Progress], object] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> Restraints:
+        """Returns the built restraints of a model, for evaluation on this machine without cctbx.
+
+        Give them to `bxmesh.restraints.Evaluator`, or keep them with `save`. Raises RestraintsError
+        when the mesh is newer than this client and has more to say than it understands.
+        """
+        with traced("restraints") as trace_id:
+            request = calculations_pb2.ExportRestraintsRequest(
+                request_id=uuid4().hex, model_id=_model_id(model)
+            )
+            answer = await self._calculated(
+                self._connection.geometry.ExportRestraints,
+                request,
+                None,
+                on_progress=on_progress,
+                timeout=timeout,
+                trace_id=trace_id,
+            )
+        return Restraints(answer.tensors)
 
     async def analyze_data(
         self,

@@ -194,6 +194,7 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
     map = blocking(AsyncMesh.map)
     real_space_gradients = blocking(AsyncMesh.real_space_gradients)
     validate = blocking(AsyncMesh.validate)
+    restraints = blocking(AsyncMesh.restraints)
     analyze_data = blocking(AsyncMesh.analyze_data)
     batch = iterating(AsyncMesh.batch)
     session = _opening(AsyncMesh.session)

@@ -115,12 +115,6 @@ _RAGGED = {
     "parallelity_first_offsets": "parallelity_first_atoms",
     "parallelity_second_offsets": "parallelity_second_atoms",
 }
-_POSITIVE = (
-    "bond_weight",
-    "symmetry_bond_weight",
-    "planarity_weight",
-    "orthogonalization_volume",
-)
 
 
 def check(tensors: Tensors) -> None:
@@ -207,7 +201,9 @@ def _check_values(tensors: Tensors) -> None:
         sizes = np.diff(tensors[f"parallelity_{side}_offsets"])
         _require((sizes > 2).all(), f"parallelity_{side}_offsets", "has planes of under 3 atoms")
     _require((tensors["parallelity_limit"] >= 1).all(), "parallelity_limit", "is below 1")
-    _require((np.abs(tensors["dihedral_alternatives"]) <= 360).all(), "dihedral_alternatives", "≤ 360")
+    _require(
+        (np.abs(tensors["dihedral_alternatives"]) <= 360).all(), "dihedral_alternatives", "≤ 360"
+    )
     bonds = tensors["close_bonds"]
     _require(((bonds >= 1) & (bonds <= 3)).all(), "close_bonds", "is not 1 to 3")
     _check_symmetry(tensors)
@@ -217,8 +213,12 @@ def _check_symmetry(tensors: Tensors) -> None:
     product = tensors["orthogonalization"] @ tensors["fractionalization"]
     _require(np.allclose(product, np.eye(3), atol=1e-6), "fractionalization", "is no inverse")
     rotations = tensors["symmetry_rotations"]
-    _require(len(rotations) > 0 and len(rotations) <= _MOST_OPERATORS, "symmetry_rotations", "count")
-    identity = (rotations[0] == np.eye(3)).all() and (tensors["symmetry_translations"][0] == 0).all()
+    _require(
+        len(rotations) > 0 and len(rotations) <= _MOST_OPERATORS, "symmetry_rotations", "count"
+    )
+    identity = (rotations[0] == np.eye(3)).all() and (
+        tensors["symmetry_translations"][0] == 0
+    ).all()
     _require(identity, "symmetry_rotations", "does not begin with the identity")
     for name in ("symmetry_bond_shift", "close_shift"):
         _require((np.abs(tensors[name].astype(np.int64)) < 2**20).all(), name, "has absurd shifts")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from pathlib import Path
+import zlib
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,6 +15,9 @@ from bxmesh.restraints.errors import RestraintsError
 from bxmesh.restraints.layout import FIELDS, Tensors, check
 
 __all__ = ["Restraints"]
+
+_MOST_BYTES = 4 * 1024**3
+_UNREADABLE = (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class Restraints:
@@ -50,22 +53,32 @@ class Restraints:
 
     def save(self, file: str | os.PathLike[str] | BinaryIO) -> None:
         """Writes the tensors as an npz file, which has no pickles."""
-        # np.savez would add `.npz` to a path.
-        if isinstance(file, (str, os.PathLike)):
-            with Path(file).open("wb") as opened:
-                np.savez_compressed(opened, **self._tensors)
-        else:
-            np.savez_compressed(file, **self._tensors)
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, tensor in self._tensors.items():
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, tensor, allow_pickle=False)
 
     @classmethod
     def load(cls, file: str | os.PathLike[str] | BinaryIO | bytes) -> Restraints:
         """Returns the restraints in an npz file or its bytes; raises RestraintsError."""
         source = io.BytesIO(file) if isinstance(file, bytes) else file
         try:
-            with np.load(source, allow_pickle=False) as archive:
-                tensors = {name: archive[name] for name in archive.files}
-        except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+            with zipfile.ZipFile(source) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+                if size > _MOST_BYTES:
+                    raise ValueError(f"{size} bytes")
+                tensors = {name: _read(archive, name) for name in _named(archive)}
+        except _UNREADABLE as error:
             raise RestraintsError(
                 "RESTRAINTS_DAMAGED", "This is not a file of restraints; export them again."
             ) from error
         return cls(tensors)
+
+
+def _named(archive: zipfile.ZipFile) -> list[str]:
+    return [name for name in FIELDS if f"{name}.npy" in archive.namelist()]
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with archive.open(f"{name}.npy") as member:
+        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))

@@ -29,12 +29,7 @@ _MOST_PAIRS = 5_000_000
 _MOST_CELLS = 64
 # A cell itself, then the half of its neighbours that do not look into it.
 _HALF = np.array(
-    [
-        (x, y, z)
-        for x in range(2)
-        for y in range(-x, 2)
-        for z in range(-1 if x or y else 0, 2)
-    ]
+    [(x, y, z) for x in range(2) for y in range(-x, 2) for z in range(-1 if x or y else 0, 2)]
 )
 
 
@@ -188,7 +183,12 @@ def near_pairs(sites: Any, contacts: Contacts, pairs: Pairs) -> int:
 @compiled
 def _sort_pairs(found: Any, contacts: Contacts, pairs: Pairs) -> None:
     """Puts the pairs of rows that may touch in order, so that it is always the same."""
-    atoms, kind, model, conformer = contacts.atoms, contacts.kind, contacts.model, contacts.conformer
+    atoms, kind, model, conformer = (
+        contacts.atoms,
+        contacts.kind,
+        contacts.model,
+        contacts.conformer,
+    )
     exclusion, special = contacts.exclusion, contacts.special
     apart, apart_1_4 = contacts.distance, contacts.distance_1_4
     close_start, close_atom, close_bonds = (
@@ -258,7 +258,7 @@ def _torus(sites: Any, atoms: Any, edge: float) -> tuple[Any, Any]:
     for row in range(len(atoms)):
         cell = 0
         for k in range(3):
-            cell = cell * size[k] + int(math.floor(sites[atoms[row], k] / edge)) % size[k]
+            cell = cell * size[k] + math.floor(sites[atoms[row], k] / edge) % size[k]
         cells[row] = cell
     return cells, size
 
@@ -292,7 +292,7 @@ def image_pairs(sites: Any, contacts: Contacts, lattice: Lattice, pairs: ImagePa
     size, span = np.empty(3, np.int64), np.empty(3, np.int64)
     for k in range(3):
         size[k] = int(max(1.0, min(float(_MOST_CELLS), math.floor(1.0 / margin[k]))))
-        span[k] = int(math.ceil(margin[k] * size[k]))
+        span[k] = math.ceil(margin[k] * size[k])
     nx, ny, nz = size[0], size[1], size[2]
     # Points are the images of all atoms in one cell, in the order of atoms, then of operators.
     limit = n * n_operators
@@ -334,7 +334,7 @@ def image_pairs(sites: Any, contacts: Contacts, lattice: Lattice, pairs: ImagePa
         home, own = np.empty(3, np.int64), np.empty(3)
         middle = np.empty(3, np.int64)
         for k in range(3):
-            home[k] = int(math.floor(places[row, k]))
+            home[k] = math.floor(places[row, k])
             own[k] = places[row, k] - home[k]
             middle[k] = min(size[k] - 1, int(own[k] * size[k]))
         first = count
@@ -344,15 +344,19 @@ def image_pairs(sites: Any, contacts: Contacts, lattice: Lattice, pairs: ImagePa
                 sy = (middle[1] + dy) // ny
                 for dz in range(-span[2], span[2] + 1):
                     sz = (middle[2] + dz) // nz
-                    cell = (
-                        (middle[0] + dx - sx * nx) * ny + middle[1] + dy - sy * ny
-                    ) * nz + (middle[2] + dz - sz * nz)
+                    cell = ((middle[0] + dx - sx * nx) * ny + middle[1] + dy - sy * ny) * nz + (
+                        middle[2] + dz - sz * nz
+                    )
                     a, b, c = sx - own[0], sy - own[1], sz - own[2]
                     ax = o[0, 0] * a + o[0, 1] * b + o[0, 2] * c
                     ay = o[1, 0] * a + o[1, 1] * b + o[1, 2] * c
                     az = o[2, 0] * a + o[2, 1] * b + o[2, 2] * c
                     for place in range(start[cell], start[cell + 1]):
-                        x, y, z = ordered[place, 0] + ax, ordered[place, 1] + ay, ordered[place, 2] + az
+                        x, y, z = (
+                            ordered[place, 0] + ax,
+                            ordered[place, 1] + ay,
+                            ordered[place, 2] + az,
+                        )
                         square = x * x + y * y + z * z
                         if square > reach_sq:
                             continue
@@ -387,16 +391,14 @@ def image_pairs(sites: Any, contacts: Contacts, lattice: Lattice, pairs: ImagePa
 @compiled
 def _is_alone(places: Any, margin: Any) -> bool:
     """Returns whether no image by whole cells can be near, from the extent of fractional places."""
+    widest = 0.0
     for k in range(3):
-        if not places[:, k].max() - places[:, k].min() + margin[k] < 1.0:
-            return False
-    return True
+        widest = max(widest, places[:, k].max() - places[:, k].min() + margin[k])
+    return widest < 1.0
 
 
 @compiled
-def _bonds_to_image(
-    lattice: Lattice, i: int, j: int, operator: int, x: int, y: int, z: int
-) -> int:
+def _bonds_to_image(lattice: Lattice, i: int, j: int, operator: int, x: int, y: int, z: int) -> int:
     for close in range(lattice.close_start[i], lattice.close_start[i + 1]):
         if (
             lattice.close_atom[close] == j
@@ -451,11 +453,10 @@ def farthest_coordinate(sites: Any, atoms: Any) -> float:
     most = 0.0
     for i in atoms:
         for k in range(3):
-            value = abs(sites[i, k])
-            if not value <= most:
-                most = value
-                if math.isnan(value):
-                    return value
+            value = float(abs(sites[i, k]))
+            if math.isnan(value):
+                return value
+            most = max(most, value)
     return most
 
 
@@ -470,7 +471,11 @@ def farthest_close(sites: Any, contacts: Contacts, lattice: Lattice, isolated: b
     for i in contacts.atoms:
         for close in range(start[i], start[i + 1]):
             j = atom[close]
-            x, y, z = sites[j, 0] - sites[i, 0], sites[j, 1] - sites[i, 1], sites[j, 2] - sites[i, 2]
+            x, y, z = (
+                sites[j, 0] - sites[i, 0],
+                sites[j, 1] - sites[i, 1],
+                sites[j, 2] - sites[i, 2],
+            )
             most = max(most, x * x + y * y + z * z)
         if isolated:
             continue

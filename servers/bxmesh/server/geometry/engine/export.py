@@ -108,17 +108,18 @@ def _special(manager: Any, atoms: Array, operators: _Operators) -> dict[str, Any
 
 
 def _bonds(bonds: Any, atoms: Array, operators: _Operators) -> dict[str, Any]:
-    tensors = {"bond_atoms": _places(bonds.simple, atoms)}
-    tensors |= _parameters("bond", bonds.simple, "distance_ideal weight slack limit top_out")
-    mappings = bonds.asu_mappings() if bonds.asu.size() else None
-    directed = list(_directed(bonds.asu, mappings))
-    proxies = [each.proxy for each in directed]
+    attributes = "distance_ideal weight slack limit top_out"
+    directed = list(_directed(bonds.asu, bonds.asu_mappings() if bonds.asu.size() else None))
     found = [operators.find(each.operator) for each in directed]
-    tensors["symmetry_bond_atoms"] = atoms[[(each.i, each.j) for each in directed]]
-    tensors |= _parameters("symmetry_bond", proxies, "distance_ideal weight slack limit top_out")
-    tensors["symmetry_bond_operator"] = [number for number, *_ in found]
-    tensors["symmetry_bond_shift"] = [shift for _, *shift in found]
-    return tensors
+    pairs = np.array([(each.i, each.j) for each in directed], dtype=np.intp)
+    return {
+        "bond_atoms": _places(bonds.simple, atoms),
+        **_parameters("bond", bonds.simple, attributes),
+        "symmetry_bond_atoms": atoms[pairs],
+        **_parameters("symmetry_bond", [each.proxy for each in directed], attributes),
+        "symmetry_bond_operator": [number for number, *_ in found],
+        "symmetry_bond_shift": [shift for _, *shift in found],
+    }
 
 
 class _Directed(NamedTuple):
@@ -228,7 +229,8 @@ class _Distances:
         self._parameters = parameters
 
     def apart(self, a: tuple[str, bool], b: tuple[str, bool]) -> float:
-        return max(self._parameters.minimum_distance, self._between(a, b, hydrogen_bonds=True))
+        distance = self._between(a, b, hydrogen_bonds=True)
+        return float(max(self._parameters.minimum_distance, distance))
 
     def one_four(self, a: tuple[str, bool], b: tuple[str, bool]) -> float:
         distance = self._between(a, b, hydrogen_bonds=False)

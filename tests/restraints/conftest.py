@@ -1,0 +1,24 @@
+"""Models of the cctbx wheel with their restraints exported, built once for all tests."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from bxmesh.server.geometry.engine import ModelInputs, RestraintLibrary
+from tests.engine.wheel import wheel_bytes
+from tests.restraints.plain import Exported
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
+    """Returns the restraints of a file of the wheel, or of bytes."""
+    library = RestraintLibrary(tmp_path_factory.mktemp("library"))
+    library.load()
+
+    @cache
+    def export(source: str | bytes, *dictionaries: bytes) -> Exported:
+        data = wheel_bytes(source) if isinstance(source, str) else source
+        return Exported(ModelInputs(data, restraints=dictionaries), library)
+
+    return export
