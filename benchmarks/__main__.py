@@ -28,6 +28,7 @@ NAMES = (
     "security",
     "torch",
     "minimization",
+    "restraints",
     "memory",
 )
 RESULTS = Path(__file__).parent / "results"

@@ -58,7 +58,7 @@ def moved(sites: Floats, jitters: tuple[float, ...] = (0.1, 0.5, 1.0, 3.0)) -> I
     yield sites
     for jitter in jitters:
         yield sites + random.normal(0, jitter, sites.shape)
-    yield sites + [7.3, -20.1, 55.5]
+    yield sites + np.array([7.3, -20.1, 55.5])
     yield centre + 2.5 * (sites - centre)
     yield centre + 0.3 * (sites - centre)
 

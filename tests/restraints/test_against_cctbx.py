@@ -83,7 +83,7 @@ def test_bond_to_an_image(exported: Export) -> None:
 
 def test_bond_to_an_image_torn_apart(exported: Export) -> None:
     model = exported(crystal_with_symmetry_bond())
-    sites = model.sites + [50.0, 0, 0]
+    sites = model.sites + np.array([50.0, 0, 0])
     with pytest.raises(RuntimeError, match="max_reasonable_bond_distance"):
         model.evaluate(sites)
     assert Evaluator(model.restraints)(sites).statuses == (Status.EXPLODED,)

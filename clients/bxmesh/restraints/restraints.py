@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import zipfile
 import zlib
@@ -56,7 +57,9 @@ class Restraints:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, tensor in self._tensors.items():
                 with archive.open(f"{name}.npy", "w") as member:
-                    np.lib.format.write_array(member, tensor, allow_pickle=False)
+                    np.lib.format.write_array(
+                        member, np.ascontiguousarray(tensor), (1, 0), allow_pickle=False
+                    )
 
     @classmethod
     def load(cls, file: str | os.PathLike[str] | BinaryIO | bytes) -> Restraints:
@@ -80,5 +83,12 @@ def _named(archive: zipfile.ZipFile) -> list[str]:
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    with archive.open(f"{name}.npy") as member:
-        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+    """Returns an array that is as large as its header says; read_array would believe the header."""
+    content = io.BytesIO(archive.read(f"{name}.npy"))
+    if np.lib.format.read_magic(content) != (1, 0):
+        raise ValueError(f"{name} is no array of version 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(content)
+    data = content.read()
+    if dtype.hasobject or len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name} is not what its header says")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")

@@ -26,6 +26,6 @@ def compiled(function: _F) -> _F:
     Numbers are added in the order of the source: no fast-math, so that results can be repeated.
     """
     try:
-        return cast(_F, numba.njit(nogil=True, cache=True)(function))
+        return cast(_F, numba.njit(nogil=True, error_model="numpy", cache=True)(function))
     except RuntimeError:  # neither beside the source nor in the user's cache
-        return cast(_F, numba.njit(nogil=True)(function))
+        return cast(_F, numba.njit(nogil=True, error_model="numpy")(function))

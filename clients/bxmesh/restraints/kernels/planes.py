@@ -42,6 +42,28 @@ class Parallelities(NamedTuple):
 
 
 @compiled
+def _rotate(matrix: Any, vectors: Any, p: int, q: int, r: int) -> None:
+    """Makes the element p, q of a symmetric matrix zero; r is the third number."""
+    value = matrix[p, q]
+    if value == 0.0:
+        return
+    theta = (matrix[q, q] - matrix[p, p]) / (2.0 * value)
+    t = math.copysign(1.0, theta) / (abs(theta) + math.sqrt(theta * theta + 1.0))
+    c = 1.0 / math.sqrt(t * t + 1.0)
+    s = t * c
+    matrix[p, p] -= t * value
+    matrix[q, q] += t * value
+    matrix[p, q] = matrix[q, p] = 0.0
+    rp, rq = matrix[r, p], matrix[r, q]
+    matrix[r, p] = matrix[p, r] = c * rp - s * rq
+    matrix[r, q] = matrix[q, r] = s * rp + c * rq
+    for k in range(3):
+        vp, vq = vectors[k, p], vectors[k, q]
+        vectors[k, p] = c * vp - s * vq
+        vectors[k, q] = s * vp + c * vq
+
+
+@compiled
 def _diagonalise(matrix: Any, vectors: Any) -> int:
     """Makes a symmetric matrix [3, 3] diagonal by Jacobi rotations, its eigenvectors in columns.
 
@@ -51,32 +73,11 @@ def _diagonalise(matrix: Any, vectors: Any) -> int:
     vectors[0, 0] = vectors[1, 1] = vectors[2, 2] = 1.0
     size = abs(matrix[0, 0]) + abs(matrix[1, 1]) + abs(matrix[2, 2])
     for _ in range(_SWEEPS):
-        off = abs(matrix[0, 1]) + abs(matrix[0, 2]) + abs(matrix[1, 2])
-        if off <= 1e-18 * size:
+        if abs(matrix[0, 1]) + abs(matrix[0, 2]) + abs(matrix[1, 2]) <= 1e-18 * size:
             break
-        for p in range(2):
-            for q in range(p + 1, 3):
-                value = matrix[p, q]
-                if value == 0.0:
-                    continue
-                theta = (matrix[q, q] - matrix[p, p]) / (2.0 * value)
-                if abs(theta) > 1e150:
-                    t = 0.5 / theta
-                else:
-                    t = math.copysign(1.0, theta) / (abs(theta) + math.sqrt(theta * theta + 1.0))
-                c = 1.0 / math.sqrt(t * t + 1.0)
-                s = t * c
-                matrix[p, p] -= t * value
-                matrix[q, q] += t * value
-                matrix[p, q] = matrix[q, p] = 0.0
-                r = 3 - p - q
-                rp, rq = matrix[r, p], matrix[r, q]
-                matrix[r, p] = matrix[p, r] = c * rp - s * rq
-                matrix[r, q] = matrix[q, r] = s * rp + c * rq
-                for k in range(3):
-                    vp, vq = vectors[k, p], vectors[k, q]
-                    vectors[k, p] = c * vp - s * vq
-                    vectors[k, q] = s * vp + c * vq
+        _rotate(matrix, vectors, 0, 1, 2)
+        _rotate(matrix, vectors, 0, 2, 1)
+        _rotate(matrix, vectors, 1, 2, 0)
     smallest = 0
     if matrix[1, 1] < matrix[0, 0]:
         smallest = 1
