@@ -63,8 +63,8 @@ def moved(sites: Floats, jitters: tuple[float, ...] = (0.1, 0.5, 1.0, 3.0)) -> I
     yield centre + 0.3 * (sites - centre)
 
 
-def crystal_with_symmetry_bond() -> bytes:
-    """A cystine across a twofold axis, and waters in two places.
+def crystal_with_symmetry_bond(*, special: bool = False) -> bytes:
+    """A cystine across a twofold axis, and waters in two places; two more are on the axis.
 
     The sulfur is 1.02 Å from the axis.
     """
@@ -83,6 +83,8 @@ def crystal_with_symmetry_bond() -> bytes:
         ("HOH", "W", 2, "O", "A", (0.7, 9.6, 0.8), 0.5),
         ("HOH", "W", 3, "O", " ", (18.9, 9.3, 0.4), 1.0),
     ]
+    if special:
+        rows += [("HOH", "W", number, "O", " ", (0, y, 0), 1.0) for number, y in ((4, 8), (5, 11))]
     lines = ["CRYST1   20.000   18.000   22.000  90.00 100.00  90.00 P 1 2 1"]
     for number, (residue, chain, sequence, name, altloc, site, occupancy) in enumerate(rows, 1):
         x, y, z = site

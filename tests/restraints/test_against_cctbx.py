@@ -81,6 +81,20 @@ def test_bond_to_an_image(exported: Export) -> None:
     assert_same(model, model.restraints, near)
 
 
+def test_atoms_on_special_positions(exported: Export) -> None:
+    """They stay on their axis, whatever the others do."""
+    model = exported(crystal_with_symmetry_bond(special=True))
+    special = model.restraints["special_atoms"]
+    assert len(special) == 2
+    held = np.isin(np.arange(len(model.sites)), special)[:, np.newaxis]
+    places = [
+        np.where(held, model.sites, sites)
+        for sites in moved(model.sites)
+        if np.abs(sites - model.sites).max() < 40
+    ]
+    assert_same(model, model.restraints, places)
+
+
 def test_bond_to_an_image_torn_apart(exported: Export) -> None:
     model = exported(crystal_with_symmetry_bond())
     sites = model.sites + np.array([50.0, 0, 0])

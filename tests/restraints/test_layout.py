@@ -80,6 +80,30 @@ def test_every_tensor_is_checked(restraints: Restraints, name: str) -> None:
         Restraints({each: restraints[each] for each in FIELDS if each != name})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("atom_mask", False),
+        ("nonbonded_distance", 0.0),
+        ("nonbonded_distance", 1e3),
+        ("nonbonded_function", -1.0),
+        ("fractionalization", 1e300),
+        ("orthogonalization", 1e-3),
+        ("symmetry_rotations", 7),
+        ("symmetry_translations", 1e300),
+        ("close_bonds", 4),
+        ("close_shift", -(2**31)),
+        ("angle_slack", -1.0),
+        ("planarity_weight", 0.0),
+        ("max_bond_distance", 0.0),
+    ],
+)
+def test_values_that_would_lead_astray(restraints: Restraints, name: str, value: float) -> None:
+    with pytest.raises(RestraintsError) as caught:
+        Restraints(changed(restraints, name, np.full_like(restraints[name], value)))
+    assert caught.value.reason == "RESTRAINTS_DAMAGED"
+
+
 @pytest.mark.parametrize("fault", ["empty", "text", "cut", "flipped", "pickle", "bomb"])
 def test_hostile_files_are_refused(restraints: Restraints, fault: str) -> None:
     good = file_of(restraints)

@@ -18,6 +18,10 @@ LAYOUT_VERSION = 1
 TERMS = ("bond", "angle", "dihedral", "chirality", "planarity", "parallelity", "nonbonded")
 """The terms of the energy, in this order."""
 
+_MOST_CONTACT = 20.0
+_MOST_OPERATORS = 192
+_MOST_SHIFT = 2**20
+
 Tensors = Mapping[str, NDArray[Any]]
 
 
@@ -178,54 +182,54 @@ def _check_range(name: str, indices: NDArray[Any], end: int) -> None:
 
 
 def _check_values(tensors: Tensors) -> None:
-    types, mask = tensors["nonbonded_type"], tensors["atom_mask"]
-    restrained = types[mask]
-    _check_range("nonbonded_type", restrained, len(tensors["nonbonded_distance"]))
-    _require((types[~mask] == -1).all(), "nonbonded_type", "has types of atoms without restraints")
-    for name in ("nonbonded_distance", "nonbonded_distance_1_4"):
-        distances = tensors[name]
-        plausible = (distances >= 0).all() and (distances <= _MOST_CONTACT).all()
-        _require(plausible, name, f"has distances outside 0 to {_MOST_CONTACT:g} Å")
-        _require((distances == distances.T).all(), name, "is not symmetric")
-    _require((tensors["nonbonded_function"] > 0).all(), "nonbonded_function", "is not positive")
-    _require(tensors["nonbonded_function"][1] <= 2, "nonbonded_function", "has k_rep above 2")
+    _check_contacts(tensors)
     for name in FIELDS:
-        if name.endswith("_slack"):
+        # cctbx takes a negative slack of a dihedral for none.
+        if name.endswith("_slack") and not name.startswith("dihedral"):
             _require((tensors[name] >= 0).all(), name, "has negative numbers")
-    for first, last in zip(
-        tensors["planarity_offsets"][:-1], tensors["planarity_offsets"][1:], strict=True
-    ):
-        total = tensors["planarity_weight"][first:last].sum()
-        _require(last > first and total > 0, "planarity_weight", "has planes without weight")
+    weights, offsets = tensors["planarity_weight"], tensors["planarity_offsets"]
+    _require((np.diff(offsets) > 0).all(), "planarity_offsets", "has planes without atoms")
+    totals = np.add.reduceat(weights, offsets[:-1]) if len(weights) else weights
+    _require((totals > 0).all(), "planarity_weight", "has planes without weight")
     for side in ("first", "second"):
         sizes = np.diff(tensors[f"parallelity_{side}_offsets"])
         _require((sizes > 2).all(), f"parallelity_{side}_offsets", "has planes of under 3 atoms")
     _require((tensors["parallelity_limit"] >= 1).all(), "parallelity_limit", "is below 1")
-    _require(
-        (np.abs(tensors["dihedral_alternatives"]) <= 360).all(), "dihedral_alternatives", "≤ 360"
-    )
-    bonds = tensors["close_bonds"]
-    _require(((bonds >= 1) & (bonds <= 3)).all(), "close_bonds", "is not 1 to 3")
+    _require(tensors["max_bond_distance"][0] > 0, "max_bond_distance", "is not positive")
     _check_symmetry(tensors)
 
 
+def _check_contacts(tensors: Tensors) -> None:
+    types, mask = tensors["nonbonded_type"], tensors["atom_mask"]
+    _require(mask.any(), "atom_mask", "has no atom")
+    _check_range("nonbonded_type", types[mask], len(tensors["nonbonded_distance"]))
+    _require((types[~mask] == -1).all(), "nonbonded_type", "has types of atoms without restraints")
+    for name in ("nonbonded_distance", "nonbonded_distance_1_4"):
+        distances = tensors[name]
+        plausible = (distances > 0).all() and (distances <= _MOST_CONTACT).all()
+        _require(plausible, name, f"has distances outside 0 to {_MOST_CONTACT:g} Å")
+        _require((distances == distances.T).all(), name, "is not symmetric")
+    _require((tensors["nonbonded_function"] > 0).all(), "nonbonded_function", "is not positive")
+    _require(tensors["nonbonded_function"][1] <= 2, "nonbonded_function", "has k_rep above 2")
+    bonds = tensors["close_bonds"]
+    _require(((bonds >= 1) & (bonds <= 3)).all(), "close_bonds", "is not 1 to 3")
+
+
 def _check_symmetry(tensors: Tensors) -> None:
-    product = tensors["orthogonalization"] @ tensors["fractionalization"]
-    _require(np.allclose(product, np.eye(3), atol=1e-6), "fractionalization", "is no inverse")
-    rotations = tensors["symmetry_rotations"]
-    _require(
-        len(rotations) > 0 and len(rotations) <= _MOST_OPERATORS, "symmetry_rotations", "count"
-    )
-    identity = (rotations[0] == np.eye(3)).all() and (
-        tensors["symmetry_translations"][0] == 0
-    ).all()
+    """Bounds for what pairs with images are looked for with."""
+    to_space, to_cell = tensors["orthogonalization"], tensors["fractionalization"]
+    _require(np.abs(to_cell).max() <= 1, "fractionalization", "is of a cell under 1 Å")
+    _require(np.abs(to_space).max() <= 1e5, "orthogonalization", "is of a cell above 10 µm")
+    _require(np.allclose(to_space @ to_cell, np.eye(3)), "fractionalization", "is no inverse")
+    rotations, translations = tensors["symmetry_rotations"], tensors["symmetry_translations"]
+    _require(0 < len(rotations) <= _MOST_OPERATORS, "symmetry_rotations", "is no space group")
+    _require((np.abs(rotations) <= 1).all(), "symmetry_rotations", "is no space group")
+    _require((np.abs(translations) <= 2).all(), "symmetry_translations", "is no space group")
+    identity = (rotations[0] == np.eye(3)).all() and not translations[0].any()
     _require(identity, "symmetry_rotations", "does not begin with the identity")
     for name in ("symmetry_bond_shift", "close_shift"):
-        _require((np.abs(tensors[name].astype(np.int64)) < 2**20).all(), name, "has absurd shifts")
-
-
-_MOST_CONTACT = 20.0
-_MOST_OPERATORS = 192
+        shifts = tensors[name].astype(np.int64)
+        _require((np.abs(shifts) < _MOST_SHIFT).all(), name, "goes too far")
 
 
 def _require(condition: Any, name: str, problem: str) -> None:

@@ -32,9 +32,7 @@ def system(restraints: Restraints, buffer: float, *, isolated: bool) -> System:
         bonds = Bonds(*(each[:0] for each in bonds))
     return System(
         bonds=_bonds(restraints, "bond"),
-        symmetry_bonds=SymmetryBonds(
-            bonds, restraints["symmetry_bond_operator"], restraints["symmetry_bond_shift"]
-        ),
+        symmetry_bonds=SymmetryBonds(bonds, *_named(restraints, "symmetry_bond", "operator shift")),
         angles=Angles(*_named(restraints, "angle", "atoms ideal weight slack")),
         dihedrals=Dihedrals(
             *_named(
