@@ -1,12 +1,15 @@
 """Refuses to load cctbx where that would end the process: import this before cctbx.
 
-grpc and cctbx each bring a C++ runtime. With grpc's loaded first, cctbx crashes on import; the
-other way round both work. A process that needs both imports `engine.model` before grpc.
+grpc, numba and cctbx each bring a C++ runtime. With another's loaded first, cctbx crashes on import;
+the other way round all work. A process that needs them imports `engine.model` before the others.
 """
 
 import sys
 
-if "grpc._cython.cygrpc" in sys.modules and "boost_python_meta_ext" not in sys.modules:
-    raise ImportError(
-        "cctbx cannot be loaded after grpc: import bxmesh.server.geometry.engine.model first"
-    )
+_OTHERS = {"grpc._cython.cygrpc": "grpc", "llvmlite.binding.ffi": "numba"}
+
+for module, name in _OTHERS.items():
+    if module in sys.modules and "boost_python_meta_ext" not in sys.modules:
+        raise ImportError(
+            f"cctbx cannot be loaded after {name}: import bxmesh.server.geometry.engine.model first"
+        )
