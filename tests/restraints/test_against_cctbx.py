@@ -9,7 +9,7 @@ from cctbx.array_family import flex
 
 from bxmesh.restraints import TERMS, Evaluator, Restraints, Status
 from tests.engine.test_macromolecule import ETHANOL
-from tests.engine.wheel import wheel_bytes
+from tests.engine.wheel import PDB_1YJP, wheel_bytes
 from tests.restraints.plain import Exported, Floats, crystal_with_symmetry_bond, moved
 
 Export = Callable[..., Exported]
@@ -50,6 +50,29 @@ def assert_same(
 @pytest.mark.parametrize("path", MODELS.values(), ids=MODELS)
 def test_models(exported: Export, path: str) -> None:
     model = exported(path)
+    assert_same(model, model.restraints, moved(model.sites))
+
+
+@pytest.mark.parametrize(
+    ("cell", "group"),
+    [
+        ((30, 30, 40, 90, 90, 90), "P 43 21 2"),
+        ((25, 30, 35, 90, 90, 90), "C 2 2 21"),
+        ((40, 40, 30, 90, 90, 120), "H 3"),
+        ((20, 20, 30, 90, 90, 120), "P 61 2 2"),
+        ((70, 70, 70, 90, 90, 90), "F 41 3 2"),
+        ((12, 9, 11, 70, 80, 100), "P 1"),
+    ],
+)
+def test_crystals(exported: Export, cell: tuple[int, ...], group: str) -> None:
+    """Models that overlap their images, in cells that are smaller than they are."""
+    lines = wheel_bytes(PDB_1YJP).decode().splitlines()
+    a, b, c, alpha, beta, gamma = cell
+    lines = [
+        f"CRYST1{a:9.3f}{b:9.3f}{c:9.3f}{alpha:7.2f}{beta:7.2f}{gamma:7.2f} {group}",
+        *(line for line in lines if line.startswith(("ATOM", "HETATM", "TER", "END"))),
+    ]
+    model = exported("\n".join(lines).encode())
     assert_same(model, model.restraints, moved(model.sites))
 
 
