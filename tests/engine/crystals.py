@@ -7,7 +7,7 @@ from typing import Any
 import iotbx.mtz
 import iotbx.pdb
 import numpy as np
-from cctbx import crystal
+from cctbx import crystal, sgtbx
 from cctbx.array_family import flex
 
 from tests.engine.wheel import PDB_1YJP, wheel_bytes, wheel_file
@@ -75,6 +75,27 @@ def simulated(cell: tuple[float, ...], group: str) -> bytes:
     text = in_another_crystal(cell, group).decode()
     source = iotbx.pdb.input(source_info=None, lines=text.splitlines())
     return _with_flags(_measured(source.xray_structure_simple(), anomalous=False), "F")
+
+
+def twinned(cell: tuple[float, ...], group: str, law: str, fraction: float) -> bytes:
+    """Data of what `in_another_crystal` gives, twinned."""
+    text = in_another_crystal(cell, group).decode()
+    source = iotbx.pdb.input(source_info=None, lines=text.splitlines())
+    structure = source.xray_structure_simple()
+    first = abs(structure.structure_factors(d_min=D_MIN, algorithm="direct").f_calc())
+    rotation = np.array(sgtbx.rt_mx(symbol=law).as_double_array()[:9]).reshape(3, 3)
+    mates = np.rint(np.array(first.indices()) @ rotation).astype(int)
+    other = first.customized_copy(
+        indices=flex.miller_index([tuple(map(int, hkl)) for hkl in mates])
+    )
+    second = abs(other.structure_factors_from_scatterers(structure, algorithm="direct").f_calc())
+    squares = (1 - fraction) * flex.pow2(first.data()) + fraction * flex.pow2(second.data())
+    amplitudes = flex.sqrt(squares)
+    noise = np.random.default_rng(0).normal(1, 0.01, first.size())
+    data = first.customized_copy(
+        data=amplitudes * flex.double(noise), sigmas=0.02 * amplitudes + 0.1
+    ).set_observation_type_xray_amplitude()
+    return _with_flags(data, "F")
 
 
 def _measured(structure: Any, *, anomalous: bool) -> Any:

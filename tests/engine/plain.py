@@ -60,10 +60,12 @@ class PlainGeometry:
         self._geometry = manager.get_restraints_manager().geometry
         self._n_atoms = len(model.atoms)
 
-    def evaluate(self, sites: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[Any, Any]:
-        """Return cctbx's energies and the gradients in the file's order."""
+    def evaluate(
+        self, sites: np.ndarray[Any, np.dtype[np.float64]], *, flags: Any = None
+    ) -> tuple[Any, Any]:
+        """Return cctbx's energies and the gradients in the file's order; `flags` chooses terms."""
         energies = self._geometry.energies_sites(
-            sites_cart=flex.vec3_double(sites[self._places]), compute_gradients=True
+            sites_cart=flex.vec3_double(sites[self._places]), flags=flags, compute_gradients=True
         )
         gradients = np.zeros((self._n_atoms, 3))
         gradients[self._places] = energies.gradients.as_double().as_numpy_array().reshape(-1, 3)

@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import iotbx.mtz
+import iotbx.pdb
+import mmtbx.f_model
 import numpy as np
 import pytest
-from cctbx import adptbx
 from cctbx.array_family import flex
+from cctbx.geometry_restraints.flags import flags as geometry_flags
 
 from bxmesh.geometry.v1 import gradients_pb2
 from bxmesh.server.errors import MeshError
@@ -21,7 +24,8 @@ from bxmesh.server.geometry.engine import EngineError, ModelInputs, RestraintLib
 from bxmesh.server.geometry.engine import macromolecule as reading
 from bxmesh.server.geometry.engine.model import BuiltModel, build
 from bxmesh.server.geometry.engine.types import TERMS
-from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, wheel_bytes
+from tests.engine.plain import PlainGeometry, label, labels
+from tests.engine.wheel import PDB_1YJP, PDB_7N2L, wheel_bytes
 
 
 def shaken(model: BuiltModel, scale: float = 0.1) -> Any:
@@ -50,6 +54,21 @@ def test_the_gradients_of_the_terms_add_up(built: Callable[[str], BuiltModel], p
         down = model.geometry(sites - step * direction).terms[name].energy
         expected = np.vdot(apart.term_gradients[name], direction)
         assert (up - down) / (2 * step) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.parametrize("path", [PDB_1YJP, PDB_7N2L])
+def test_the_gradient_of_each_term_is_that_of_cctbx(
+    built: Callable[[str], BuiltModel], path: str
+) -> None:
+    model = built(path)
+    plain = PlainGeometry(path, model)
+    sites = shaken(model)
+    apart = model.geometry(sites, per_term=True)
+    for name, gradient in apart.term_gradients.items():
+        energies, expected = plain.evaluate(sites, flags=geometry_flags(**{name: True}))
+        assert np.abs(gradient - expected).max() < 1e-9 * max(1.0, np.abs(expected).max())
+        if name in apart.terms:
+            assert apart.terms[name].energy == pytest.approx(energies.residual_sum, rel=1e-9)
 
 
 def options(**fields: Any) -> gradients_pb2.GradientOptions:
@@ -106,6 +125,24 @@ def test_selections_are_in_the_order_of_the_file(built: Callable[[str], BuiltMod
     assert model.select("all").all()
 
 
+def test_what_is_within_a_distance_is_selected(built: Callable[[str], BuiltModel]) -> None:
+    """Without symmetry against distances; with it, copies count."""
+    model = built("iotbx/regression/secondary_structure/4a7h_chainC.pdb")
+    atoms = model.atoms
+    centre = (atoms.name == "CA") & (atoms.resseq == "50")
+    assert centre.sum() == 1
+    near = np.linalg.norm(atoms.sites - atoms.sites[centre], axis=1) <= 5
+    assert np.array_equal(model.select("within(5, name CA and resseq 50)"), near)
+    residues = np.isin(atoms.resseq, atoms.resseq[near])
+    assert np.array_equal(model.select("residues_within(5, name CA and resseq 50)"), residues)
+    crystal = built(PDB_1YJP)
+    sites = crystal.atoms.sites
+    alone = np.linalg.norm(sites[:, None] - sites[crystal.atoms.name == "N"], axis=2).min(1) <= 4
+    found = crystal.select("within(4, name N)")
+    assert found[alone].all()
+    assert found.sum() > alone.sum()
+
+
 @pytest.mark.parametrize(
     ("selection", "reason"),
     [
@@ -114,6 +151,14 @@ def test_selections_are_in_the_order_of_the_file(built: Callable[[str], BuiltMod
         ("(name CA", "SELECTION_INVALID"),
         ("name CA)", "SELECTION_INVALID"),
         ("within(5)", "SELECTION_INVALID"),
+        ("within(5, name CA", "SELECTION_INVALID"),
+        ("within(1e9, name CA)", "SELECTION_INVALID"),
+        ("within(nan, name CA)", "SELECTION_INVALID"),
+        ("within(-1, name CA)", "SELECTION_INVALID"),
+        (" or ".join(["within(1, all)"] * 9), "SELECTION_INVALID"),
+        ("bfactor >", "SELECTION_INVALID"),
+        ("name " + "*" * 300, "SELECTION_INVALID"),
+        ("name '* * * * *'", "SELECTION_INVALID"),
         ("within(nonsense, name CA)", "SELECTION_INVALID"),
         ("bfactor > abc", "SELECTION_INVALID"),
         ("__import__('os').system('true')", "SELECTION_INVALID"),
@@ -134,42 +179,12 @@ def test_selections_that_make_no_sense_are_refused(
         Evaluation(built(PDB_1YJP), options(selection=selection))
 
 
-def test_tensors_of_displacement(library: RestraintLibrary) -> None:
-    """Against finite differences of U in the Cartesian frame."""
-    model = build(ModelInputs(wheel_bytes(PDB_7N2L), wheel_bytes(MTZ_7N2L)), library)
-    chosen = XrayOptions(target="ls", algorithm="direct", with_respect_to=frozenset({"adp_aniso"}))
-    gradients = model.xray(options=chosen).gradients["adp_aniso"]
-    assert gradients.shape == (len(model.atoms), 6)
-    target = model._xray
-    assert target is not None
-    manager, functor = target._scaled["ls", "direct", True]
-    structure = manager.xray_structure
-    scatterers = structure.scatterers()
-    anisotropic = [i for i, each in enumerate(scatterers) if each.flags.use_u_aniso()]
-    if not anisotropic:
-        structure.convert_to_anisotropic(selection=flex.bool(scatterers.size(), True))
-        gradients = model.xray(options=chosen).gradients["adp_aniso"]
-        anisotropic = list(range(scatterers.size()))
-    cell = structure.unit_cell()
-
-    def value(index: int, component: int, step: float) -> float:
-        kept = scatterers[index].u_star
-        tensor = list(adptbx.u_star_as_u_cart(cell, kept))
-        tensor[component] += step
-        scatterers[index].u_star = adptbx.u_cart_as_u_star(cell, tensor)
-        manager.update_xray_structure(structure, update_f_calc=True, update_f_mask=False)
-        found: float = functor(compute_gradients=False).target_work()
-        scatterers[index].u_star = kept
-        return found
-
-    order = target._order
-    places = order._places
-    for index in anisotropic[:4]:
-        for component in range(6):
-            step = 1e-5
-            slope = (value(index, component, step) - value(index, component, -step)) / (2 * step)
-            expected = pytest.approx(slope, rel=1e-2, abs=1e-3 * np.abs(gradients).max())
-            assert gradients[places[index], component] == expected
+def test_a_selection_that_cannot_be_read_is_quoted_up_to_there(
+    built: Callable[[str], BuiltModel],
+) -> None:
+    with pytest.raises(EngineError) as raised:
+        built(PDB_1YJP).select("name CA and chian A or name N")
+    assert "at character 17, where 'name CA and chian' ends" in raised.value.message
 
 
 def phased(library: RestraintLibrary) -> tuple[bytes, bytes]:
@@ -217,3 +232,43 @@ def test_likelihood_with_phase_probabilities(
     with pytest.raises(EngineError) as raised:
         crystal.xray(options=XrayOptions(target="mlhl"))
     assert raised.value.reason == "NO_PHASE_PROBABILITIES"
+
+
+def test_likelihood_with_phase_probabilities_is_that_of_cctbx(library: RestraintLibrary) -> None:
+    pdb, mtz = phased(library)
+    model = build(ModelInputs(pdb, mtz), library)
+    sites = shaken(model, 0.05)
+    result = model.xray(sites, XrayOptions(target="mlhl", algorithm="direct"))
+    source = iotbx.pdb.input(source_info=None, lines=pdb.decode().splitlines())
+    hierarchy = source.construct_hierarchy()
+    structure = hierarchy.extract_xray_structure(crystal_symmetry=source.crystal_symmetry())
+    data = model.scaled_at(None).reflections
+    structure.scattering_type_registry(table="n_gaussian", d_min=data.f_obs.d_min())
+    accuracy = mmtbx.f_model.sf_and_grads_accuracy_master_params.extract()
+    accuracy.algorithm = "direct"
+    manager = mmtbx.f_model.manager(
+        f_obs=data.f_obs,
+        r_free_flags=data.r_free_flags,
+        abcd=next(a for a in _arrays(mtz) if a.is_hendrickson_lattman_array()),
+        xray_structure=structure,
+        sf_and_grads_accuracy_params=accuracy,
+        target_name="mlhl",
+    )
+    manager.update_all_scales()
+    functor = manager.target_functor()
+    places = labels(model)
+    order = np.array([places[label(atom)] for atom in hierarchy.atoms()])
+    structure.set_sites_cart(flex.vec3_double(sites[order]))
+    manager.update_xray_structure(xray_structure=structure, update_f_calc=True)
+    expected = functor(compute_gradients=True)
+    assert result.value == pytest.approx(expected.target_work(), rel=1e-9)
+    gradients = np.array(expected.d_target_d_site_cart())
+    difference = np.linalg.norm(result.gradients["sites"][order] - gradients)
+    assert difference < 1e-9 * np.linalg.norm(gradients)
+
+
+def _arrays(mtz: bytes) -> list[Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data.mtz"
+        path.write_bytes(mtz)
+        return list(iotbx.mtz.object(str(path)).as_miller_arrays())

@@ -204,18 +204,31 @@ async def test_options(lone: AsyncMesh, lone_mesh: EmbeddedMesh, options: dict[s
                 await session.open(model.model_id, **options)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"xray_target": "twin_ls", "twin_law": "-h,-k,l", "target": "xray"},
-        {"engine": "fast"},
-    ],
-)
-async def test_options_of_later(lone: AsyncMesh, options: dict[str, Any]) -> None:
+async def test_options_of_later(lone: AsyncMesh) -> None:
     model = await lone.create_model(PDB, DATA)
     with pytest.raises(Unimplemented) as caught:
-        await lone.gradients(model, **options)
+        await lone.gradients(model, engine="fast")
     checked(caught.value, "UNIMPLEMENTED")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"twin_law": "-h,-k,l"}, "TWIN_LAW_INVALID"),
+        ({"twin_law": "nonsense"}, "TWIN_LAW_INVALID"),
+        ({"xray_target": "twin_ls"}, "TWIN_LAW_MISSING"),
+        ({"xray_target": "ml", "twin_law": "-h,-k,l"}, "TWIN_LAW_NOT_IN_TARGET"),
+        ({"selection": "name CA and"}, "SELECTION_INVALID"),
+        ({"selection": "name XX"}, "SELECTION_EMPTY"),
+    ],
+)
+async def test_options_at_odds_with_the_model(
+    lone: AsyncMesh, options: dict[str, Any], reason: str
+) -> None:
+    model = await lone.create_model(PDB, DATA)
+    with pytest.raises(InvalidInput) as caught:
+        await lone.gradients(model, target="xray", **options)
+    checked(caught.value, reason)
 
 
 async def test_chunk_size(lone: AsyncMesh, lone_mesh: EmbeddedMesh) -> None:

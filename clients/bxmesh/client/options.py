@@ -38,7 +38,7 @@ class GradientOptions(TypedDict, total=False):
     target: Target | None
     """The target; geometry for a model without reflections, otherwise combined."""
     xray_target: XrayTarget | None
-    """The form of the X-ray target; maximum likelihood."""
+    """The form of the X-ray target; maximum likelihood, or twin_ls with a twin law."""
     algorithm: Algorithm | None
     """How structure factors are computed; fft."""
     with_respect_to: tuple[Parameter, ...]
@@ -56,7 +56,7 @@ class GradientOptions(TypedDict, total=False):
     gradients_per_term: bool
     """Also a gradient per restraint term."""
     twin_law: str
-    """The twin law for twin_ls, for example "-h,-k,l"."""
+    """The twin law for twin_ls, for example "h,-k,-l"; a symmetry of the lattice, not of the crystal."""
 
 
 def to_message(options: GradientOptions) -> pb.GradientOptions:

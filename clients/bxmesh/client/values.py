@@ -72,6 +72,8 @@ class XrayValue:
     """The reflections in the target."""
     gradient_norm: float
     """The Euclidean norm of the gradient with respect to sites."""
+    twin_fraction: float | None
+    """The share of the second twin domain, as scaled; None without a twin law."""
 
     @classmethod
     def from_message(cls, message: pb.XrayValue) -> XrayValue:
@@ -83,6 +85,7 @@ class XrayValue:
             r_free=message.r_free if message.HasField("r_free") else None,
             reflections=message.reflections,
             gradient_norm=message.gradient_norm,
+            twin_fraction=message.twin_fraction if message.HasField("twin_fraction") else None,
         )
 
 

@@ -27,7 +27,7 @@ import { fromStatus } from './errors.js';
  * @property {{energy: number, gradientNorm: number,
  *   terms: {name: string, energy: number, count: number}[]} | null} geometry
  * @property {{target: string, value: number, rWork: number, rFree?: number, reflections: number,
- *   gradientNorm: number} | null} xray
+ *   gradientNorm: number, twinFraction?: number} | null} xray
  * @property {{value: number, geometryWeight: number, xrayWeight: number, gradientNorm: number}
  *   | null} combined
  */

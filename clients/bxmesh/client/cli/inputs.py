@@ -106,7 +106,7 @@ target_options = _all(
         help="The target; geometry, or combined with reflections.",
     ),
     click.option("--xray-target", type=click.Choice(XRAY_TARGETS.choices)),
-    click.option("--twin-law", default="", help='For twin_ls, such as "-h,-k,l".'),
+    click.option("--twin-law", default="", help='For twin_ls, such as "h,-k,-l".'),
     click.option(
         "--algorithm", type=click.Choice(ALGORITHMS.choices), help="For structure factors."
     ),

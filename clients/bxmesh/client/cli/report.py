@@ -113,13 +113,16 @@ def _geometry_rows(geometry: GeometryValue) -> list[tuple[str, ...]]:
 
 def _xray_rows(xray: XrayValue) -> list[tuple[str, ...]]:
     r_free = "no free flags" if xray.r_free is None else f"{xray.r_free:.4f}"
-    return [
+    rows: list[tuple[str, ...]] = [
         ("X-ray", f"target ({xray.target})", f"{xray.value:.6f}"),
         ("", "R-work", f"{xray.r_work:.4f}"),
         ("", "R-free", r_free),
         ("", "reflections", f"{xray.reflections}"),
         ("", "gradient norm", f"{xray.gradient_norm:.4g}"),
     ]
+    if xray.twin_fraction is not None:
+        rows.append(("", "twin fraction", f"{xray.twin_fraction:.2f}"))
+    return rows
 
 
 def _combined_rows(combined: CombinedValue) -> list[tuple[str, ...]]:

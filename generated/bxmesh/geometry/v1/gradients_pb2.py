@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"bxmesh/geometry/v1/gradients.proto\x12\x12\x62xmesh.geometry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1d\x62xmesh/tensor/v1/tensor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb7\x04\n\x0fGradientOptions\x12\x34\n\x06target\x18\x01 \x01(\x0e\x32\x1a.bxmesh.geometry.v1.TargetB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12=\n\x0bxray_target\x18\x02 \x01(\x0e\x32\x1e.bxmesh.geometry.v1.XrayTargetB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12I\n\talgorithm\x18\x03 \x01(\x0e\x32,.bxmesh.geometry.v1.StructureFactorAlgorithmB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12K\n\x0fwith_respect_to\x18\x04 \x03(\x0e\x32\x1d.bxmesh.geometry.v1.ParameterB\x13\xbaH\x10\x92\x01\r\x10\x04\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12)\n\x0fgeometry_weight\x18\x05 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12%\n\x0bxray_weight\x18\x06 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12:\n\tprecision\x18\x07 \x01(\x0e\x32\x1d.bxmesh.geometry.v1.PrecisionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x34\n\x06\x65ngine\x18\x08 \x01(\x0e\x32\x1a.bxmesh.geometry.v1.EngineB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1b\n\tselection\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x1a\n\x12gradients_per_term\x18\n \x01(\x08\x12\x1a\n\x08twin_law\x18\x0b \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"v\n\x0b\x43oordinates\x12*\n\x06tensor\x18\x01 \x01(\x0b\x32\x18.bxmesh.tensor.v1.TensorH\x00\x12\x31\n\tbundle_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$H\x00\x42\x08\n\x06source\"9\n\nEnergyTerm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x65nergy\x18\x02 \x01(\x01\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"e\n\rGeometryValue\x12\x0e\n\x06\x65nergy\x18\x01 \x01(\x01\x12-\n\x05terms\x18\x02 \x03(\x0b\x32\x1e.bxmesh.geometry.v1.EnergyTerm\x12\x15\n\rgradient_norm\x18\x03 \x01(\x01\"\xa6\x01\n\tXrayValue\x12.\n\x06target\x18\x01 \x01(\x0e\x32\x1e.bxmesh.geometry.v1.XrayTarget\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0e\n\x06r_work\x18\x03 \x01(\x01\x12\x13\n\x06r_free\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0breflections\x18\x05 \x01(\x05\x12\x15\n\rgradient_norm\x18\x06 \x01(\x01\x42\t\n\x07_r_free\"c\n\rCombinedValue\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x17\n\x0fgeometry_weight\x18\x02 \x01(\x01\x12\x13\n\x0bxray_weight\x18\x03 \x01(\x01\x12\x15\n\rgradient_norm\x18\x04 \x01(\x01\"\xf7\x01\n\x0bSampleValue\x12\x0e\n\x06sample\x18\x01 \x01(\x05\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32 .bxmesh.geometry.v1.SampleStatus\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x33\n\x08geometry\x18\x04 \x01(\x0b\x32!.bxmesh.geometry.v1.GeometryValue\x12+\n\x04xray\x18\x05 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.XrayValue\x12\x33\n\x08\x63ombined\x18\x06 \x01(\x0b\x32!.bxmesh.geometry.v1.CombinedValue\"@\n\x0cSampleValues\x12\x30\n\x07samples\x18\x01 \x03(\x0b\x32\x1f.bxmesh.geometry.v1.SampleValue\"\xfa\x01\n\x17\x43omputeGradientsRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12.\n\x08model_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\x12\x34\n\x07options\x18\x03 \x01(\x0b\x32#.bxmesh.geometry.v1.GradientOptions\x12\x34\n\x0b\x63oordinates\x18\x04 \x01(\x0b\x32\x1f.bxmesh.geometry.v1.Coordinates\x12%\n\x0b\x63hunk_bytes\x18\x05 \x01(\x05\x42\x10\xbaH\r\x1a\x08\x18\x80\x80@(\x80\x80\x01\xd8\x01\x01\"X\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x14\n\x0csamples_done\x18\x02 \x01(\x05\x12\x15\n\rsamples_total\x18\x03 \x01(\x05\x12\x11\n\tworker_id\x18\x04 \x01(\t\")\n\x08StepTime\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\x98\x01\n\x10GradientsSummary\x12\x30\n\nstep_times\x18\x01 \x03(\x0b\x32\x1c.bxmesh.geometry.v1.StepTime\x12\x12\n\nbundle_ids\x18\x02 \x03(\t\x12*\n\x06\x65ngine\x18\x03 \x01(\x0e\x32\x1a.bxmesh.geometry.v1.Engine\x12\x12\n\nworker_ids\x18\x04 \x03(\t\"\xf3\x01\n\x18\x43omputeGradientsResponse\x12\x30\n\x08progress\x18\x01 \x01(\x0b\x32\x1c.bxmesh.geometry.v1.ProgressH\x00\x12\x33\n\x07samples\x18\x02 \x01(\x0b\x32 .bxmesh.geometry.v1.SampleValuesH\x00\x12.\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1d.bxmesh.tensor.v1.TensorChunkH\x00\x12\x37\n\x07summary\x18\x04 \x01(\x0b\x32$.bxmesh.geometry.v1.GradientsSummaryH\x00\x42\x07\n\x05\x65vent\"\xd0\x01\n\x0bOpenSession\x12\x31\n\x08model_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x17\x32\x15^sha256:[0-9a-f]{64}$\xd8\x01\x01\x12\x34\n\x07options\x18\x02 \x01(\x0b\x32#.bxmesh.geometry.v1.GradientOptions\x12\x1b\n\nsession_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12&\n\x10\x61nswered_step_id\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x42\x13\n\x11_answered_step_id\"n\n\x0bSessionStep\x12\x18\n\x07step_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12-\n\x0b\x63oordinates\x18\x02 \x01(\x0b\x32\x18.bxmesh.tensor.v1.Tensor\x12\x16\n\x0erefresh_scales\x18\x03 \x01(\x08\"\x0e\n\x0c\x43loseSession\"\xef\x01\n\x16StreamGradientsRequest\x12/\n\x04open\x18\x01 \x01(\x0b\x32\x1f.bxmesh.geometry.v1.OpenSessionH\x00\x12/\n\x04step\x18\x02 \x01(\x0b\x32\x1f.bxmesh.geometry.v1.SessionStepH\x00\x12.\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1d.bxmesh.tensor.v1.TensorChunkH\x00\x12\x31\n\x05\x63lose\x18\x04 \x01(\x0b\x32 .bxmesh.geometry.v1.CloseSessionH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xcf\x01\n\rSessionOpened\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05\x61toms\x18\x03 \x01(\x05\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x04xray\x18\x05 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.XrayValue\x12*\n\x06\x65ngine\x18\x06 \x01(\x0e\x32\x1a.bxmesh.geometry.v1.Engine\"\xb0\x01\n\nStepResult\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x30\n\x07samples\x18\x02 \x03(\x0b\x32\x1f.bxmesh.geometry.v1.SampleValue\x12+\n\tgradients\x18\x03 \x03(\x0b\x32\x18.bxmesh.tensor.v1.Tensor\x12\x0f\n\x07\x63hunked\x18\x04 \x03(\t\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\"\xbb\x01\n\x17StreamGradientsResponse\x12\x33\n\x06opened\x18\x01 \x01(\x0b\x32!.bxmesh.geometry.v1.SessionOpenedH\x00\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32\x1e.bxmesh.geometry.v1.StepResultH\x00\x12.\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1d.bxmesh.tensor.v1.TensorChunkH\x00\x42\t\n\x07message*[\n\x06Target\x12\x16\n\x12TARGET_UNSPECIFIED\x10\x00\x12\x13\n\x0fTARGET_GEOMETRY\x10\x01\x12\x0f\n\x0bTARGET_XRAY\x10\x02\x12\x13\n\x0fTARGET_COMBINED\x10\x03*\x80\x01\n\nXrayTarget\x12\x1b\n\x17XRAY_TARGET_UNSPECIFIED\x10\x00\x12\x12\n\x0eXRAY_TARGET_ML\x10\x01\x12\x12\n\x0eXRAY_TARGET_LS\x10\x02\x12\x14\n\x10XRAY_TARGET_MLHL\x10\x03\x12\x17\n\x13XRAY_TARGET_TWIN_LS\x10\x04*\x91\x01\n\x18StructureFactorAlgorithm\x12*\n&STRUCTURE_FACTOR_ALGORITHM_UNSPECIFIED\x10\x00\x12\"\n\x1eSTRUCTURE_FACTOR_ALGORITHM_FFT\x10\x01\x12%\n!STRUCTURE_FACTOR_ALGORITHM_DIRECT\x10\x02*\x84\x01\n\tParameter\x12\x19\n\x15PARAMETER_UNSPECIFIED\x10\x00\x12\x13\n\x0fPARAMETER_SITES\x10\x01\x12\x15\n\x11PARAMETER_ADP_ISO\x10\x02\x12\x17\n\x13PARAMETER_OCCUPANCY\x10\x03\x12\x17\n\x13PARAMETER_ADP_ANISO\x10\x04*C\n\x06\x45ngine\x12\x16\n\x12\x45NGINE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45NGINE_CCTBX\x10\x01\x12\x0f\n\x0b\x45NGINE_FAST\x10\x02*T\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x15\n\x11PRECISION_FLOAT32\x10\x01\x12\x15\n\x11PRECISION_FLOAT64\x10\x02*\xd5\x01\n\x0cSampleStatus\x12\x1d\n\x19SAMPLE_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10SAMPLE_STATUS_OK\x10\x01\x12\x1c\n\x18SAMPLE_STATUS_NON_FINITE\x10\x02\x12\x1e\n\x1aSAMPLE_STATUS_OUT_OF_RANGE\x10\x03\x12\x1a\n\x16SAMPLE_STATUS_EXPLODED\x10\x04\x12\x1c\n\x18SAMPLE_STATUS_DEGENERATE\x10\x05\x12\x18\n\x14SAMPLE_STATUS_FAILED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"bxmesh/geometry/v1/gradients.proto\x12\x12\x62xmesh.geometry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1d\x62xmesh/tensor/v1/tensor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb7\x04\n\x0fGradientOptions\x12\x34\n\x06target\x18\x01 \x01(\x0e\x32\x1a.bxmesh.geometry.v1.TargetB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12=\n\x0bxray_target\x18\x02 \x01(\x0e\x32\x1e.bxmesh.geometry.v1.XrayTargetB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12I\n\talgorithm\x18\x03 \x01(\x0e\x32,.bxmesh.geometry.v1.StructureFactorAlgorithmB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12K\n\x0fwith_respect_to\x18\x04 \x03(\x0e\x32\x1d.bxmesh.geometry.v1.ParameterB\x13\xbaH\x10\x92\x01\r\x10\x04\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12)\n\x0fgeometry_weight\x18\x05 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12%\n\x0bxray_weight\x18\x06 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12:\n\tprecision\x18\x07 \x01(\x0e\x32\x1d.bxmesh.geometry.v1.PrecisionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x34\n\x06\x65ngine\x18\x08 \x01(\x0e\x32\x1a.bxmesh.geometry.v1.EngineB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1b\n\tselection\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x1a\n\x12gradients_per_term\x18\n \x01(\x08\x12\x1a\n\x08twin_law\x18\x0b \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"v\n\x0b\x43oordinates\x12*\n\x06tensor\x18\x01 \x01(\x0b\x32\x18.bxmesh.tensor.v1.TensorH\x00\x12\x31\n\tbundle_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$H\x00\x42\x08\n\x06source\"9\n\nEnergyTerm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x65nergy\x18\x02 \x01(\x01\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"e\n\rGeometryValue\x12\x0e\n\x06\x65nergy\x18\x01 \x01(\x01\x12-\n\x05terms\x18\x02 \x03(\x0b\x32\x1e.bxmesh.geometry.v1.EnergyTerm\x12\x15\n\rgradient_norm\x18\x03 \x01(\x01\"\xd4\x01\n\tXrayValue\x12.\n\x06target\x18\x01 \x01(\x0e\x32\x1e.bxmesh.geometry.v1.XrayTarget\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0e\n\x06r_work\x18\x03 \x01(\x01\x12\x13\n\x06r_free\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0breflections\x18\x05 \x01(\x05\x12\x15\n\rgradient_norm\x18\x06 \x01(\x01\x12\x1a\n\rtwin_fraction\x18\x07 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_r_freeB\x10\n\x0e_twin_fraction\"c\n\rCombinedValue\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x17\n\x0fgeometry_weight\x18\x02 \x01(\x01\x12\x13\n\x0bxray_weight\x18\x03 \x01(\x01\x12\x15\n\rgradient_norm\x18\x04 \x01(\x01\"\xf7\x01\n\x0bSampleValue\x12\x0e\n\x06sample\x18\x01 \x01(\x05\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32 .bxmesh.geometry.v1.SampleStatus\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x33\n\x08geometry\x18\x04 \x01(\x0b\x32!.bxmesh.geometry.v1.GeometryValue\x12+\n\x04xray\x18\x05 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.XrayValue\x12\x33\n\x08\x63ombined\x18\x06 \x01(\x0b\x32!.bxmesh.geometry.v1.CombinedValue\"@\n\x0cSampleValues\x12\x30\n\x07samples\x18\x01 \x03(\x0b\x32\x1f.bxmesh.geometry.v1.SampleValue\"\xfa\x01\n\x17\x43omputeGradientsRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12.\n\x08model_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\x12\x34\n\x07options\x18\x03 \x01(\x0b\x32#.bxmesh.geometry.v1.GradientOptions\x12\x34\n\x0b\x63oordinates\x18\x04 \x01(\x0b\x32\x1f.bxmesh.geometry.v1.Coordinates\x12%\n\x0b\x63hunk_bytes\x18\x05 \x01(\x05\x42\x10\xbaH\r\x1a\x08\x18\x80\x80@(\x80\x80\x01\xd8\x01\x01\"X\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x14\n\x0csamples_done\x18\x02 \x01(\x05\x12\x15\n\rsamples_total\x18\x03 \x01(\x05\x12\x11\n\tworker_id\x18\x04 \x01(\t\")\n\x08StepTime\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\x98\x01\n\x10GradientsSummary\x12\x30\n\nstep_times\x18\x01 \x03(\x0b\x32\x1c.bxmesh.geometry.v1.StepTime\x12\x12\n\nbundle_ids\x18\x02 \x03(\t\x12*\n\x06\x65ngine\x18\x03 \x01(\x0e\x32\x1a.bxmesh.geometry.v1.Engine\x12\x12\n\nworker_ids\x18\x04 \x03(\t\"\xf3\x01\n\x18\x43omputeGradientsResponse\x12\x30\n\x08progress\x18\x01 \x01(\x0b\x32\x1c.bxmesh.geometry.v1.ProgressH\x00\x12\x33\n\x07samples\x18\x02 \x01(\x0b\x32 .bxmesh.geometry.v1.SampleValuesH\x00\x12.\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1d.bxmesh.tensor.v1.TensorChunkH\x00\x12\x37\n\x07summary\x18\x04 \x01(\x0b\x32$.bxmesh.geometry.v1.GradientsSummaryH\x00\x42\x07\n\x05\x65vent\"\xd0\x01\n\x0bOpenSession\x12\x31\n\x08model_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x17\x32\x15^sha256:[0-9a-f]{64}$\xd8\x01\x01\x12\x34\n\x07options\x18\x02 \x01(\x0b\x32#.bxmesh.geometry.v1.GradientOptions\x12\x1b\n\nsession_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12&\n\x10\x61nswered_step_id\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x42\x13\n\x11_answered_step_id\"n\n\x0bSessionStep\x12\x18\n\x07step_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12-\n\x0b\x63oordinates\x18\x02 \x01(\x0b\x32\x18.bxmesh.tensor.v1.Tensor\x12\x16\n\x0erefresh_scales\x18\x03 \x01(\x08\"\x0e\n\x0c\x43loseSession\"\xef\x01\n\x16StreamGradientsRequest\x12/\n\x04open\x18\x01 \x01(\x0b\x32\x1f.bxmesh.geometry.v1.OpenSessionH\x00\x12/\n\x04step\x18\x02 \x01(\x0b\x32\x1f.bxmesh.geometry.v1.SessionStepH\x00\x12.\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1d.bxmesh.tensor.v1.TensorChunkH\x00\x12\x31\n\x05\x63lose\x18\x04 \x01(\x0b\x32 .bxmesh.geometry.v1.CloseSessionH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xcf\x01\n\rSessionOpened\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05\x61toms\x18\x03 \x01(\x05\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x04xray\x18\x05 \x01(\x0b\x32\x1d.bxmesh.geometry.v1.XrayValue\x12*\n\x06\x65ngine\x18\x06 \x01(\x0e\x32\x1a.bxmesh.geometry.v1.Engine\"\xb0\x01\n\nStepResult\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x30\n\x07samples\x18\x02 \x03(\x0b\x32\x1f.bxmesh.geometry.v1.SampleValue\x12+\n\tgradients\x18\x03 \x03(\x0b\x32\x18.bxmesh.tensor.v1.Tensor\x12\x0f\n\x07\x63hunked\x18\x04 \x03(\t\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\"\xbb\x01\n\x17StreamGradientsResponse\x12\x33\n\x06opened\x18\x01 \x01(\x0b\x32!.bxmesh.geometry.v1.SessionOpenedH\x00\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32\x1e.bxmesh.geometry.v1.StepResultH\x00\x12.\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1d.bxmesh.tensor.v1.TensorChunkH\x00\x42\t\n\x07message*[\n\x06Target\x12\x16\n\x12TARGET_UNSPECIFIED\x10\x00\x12\x13\n\x0fTARGET_GEOMETRY\x10\x01\x12\x0f\n\x0bTARGET_XRAY\x10\x02\x12\x13\n\x0fTARGET_COMBINED\x10\x03*\x80\x01\n\nXrayTarget\x12\x1b\n\x17XRAY_TARGET_UNSPECIFIED\x10\x00\x12\x12\n\x0eXRAY_TARGET_ML\x10\x01\x12\x12\n\x0eXRAY_TARGET_LS\x10\x02\x12\x14\n\x10XRAY_TARGET_MLHL\x10\x03\x12\x17\n\x13XRAY_TARGET_TWIN_LS\x10\x04*\x91\x01\n\x18StructureFactorAlgorithm\x12*\n&STRUCTURE_FACTOR_ALGORITHM_UNSPECIFIED\x10\x00\x12\"\n\x1eSTRUCTURE_FACTOR_ALGORITHM_FFT\x10\x01\x12%\n!STRUCTURE_FACTOR_ALGORITHM_DIRECT\x10\x02*\x84\x01\n\tParameter\x12\x19\n\x15PARAMETER_UNSPECIFIED\x10\x00\x12\x13\n\x0fPARAMETER_SITES\x10\x01\x12\x15\n\x11PARAMETER_ADP_ISO\x10\x02\x12\x17\n\x13PARAMETER_OCCUPANCY\x10\x03\x12\x17\n\x13PARAMETER_ADP_ANISO\x10\x04*C\n\x06\x45ngine\x12\x16\n\x12\x45NGINE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45NGINE_CCTBX\x10\x01\x12\x0f\n\x0b\x45NGINE_FAST\x10\x02*T\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x15\n\x11PRECISION_FLOAT32\x10\x01\x12\x15\n\x11PRECISION_FLOAT64\x10\x02*\xd5\x01\n\x0cSampleStatus\x12\x1d\n\x19SAMPLE_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10SAMPLE_STATUS_OK\x10\x01\x12\x1c\n\x18SAMPLE_STATUS_NON_FINITE\x10\x02\x12\x1e\n\x1aSAMPLE_STATUS_OUT_OF_RANGE\x10\x03\x12\x1a\n\x16SAMPLE_STATUS_EXPLODED\x10\x04\x12\x1c\n\x18SAMPLE_STATUS_DEGENERATE\x10\x05\x12\x18\n\x14SAMPLE_STATUS_FAILED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -73,20 +73,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONSTEP'].fields_by_name['step_id']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_STREAMGRADIENTSREQUEST'].oneofs_by_name['message']._loaded_options = None
   _globals['_STREAMGRADIENTSREQUEST'].oneofs_by_name['message']._serialized_options = b'\272H\002\010\001'
-  _globals['_TARGET']._serialized_start=3561
-  _globals['_TARGET']._serialized_end=3652
-  _globals['_XRAYTARGET']._serialized_start=3655
-  _globals['_XRAYTARGET']._serialized_end=3783
-  _globals['_STRUCTUREFACTORALGORITHM']._serialized_start=3786
-  _globals['_STRUCTUREFACTORALGORITHM']._serialized_end=3931
-  _globals['_PARAMETER']._serialized_start=3934
-  _globals['_PARAMETER']._serialized_end=4066
-  _globals['_ENGINE']._serialized_start=4068
-  _globals['_ENGINE']._serialized_end=4135
-  _globals['_PRECISION']._serialized_start=4137
-  _globals['_PRECISION']._serialized_end=4221
-  _globals['_SAMPLESTATUS']._serialized_start=4224
-  _globals['_SAMPLESTATUS']._serialized_end=4437
+  _globals['_TARGET']._serialized_start=3607
+  _globals['_TARGET']._serialized_end=3698
+  _globals['_XRAYTARGET']._serialized_start=3701
+  _globals['_XRAYTARGET']._serialized_end=3829
+  _globals['_STRUCTUREFACTORALGORITHM']._serialized_start=3832
+  _globals['_STRUCTUREFACTORALGORITHM']._serialized_end=3977
+  _globals['_PARAMETER']._serialized_start=3980
+  _globals['_PARAMETER']._serialized_end=4112
+  _globals['_ENGINE']._serialized_start=4114
+  _globals['_ENGINE']._serialized_end=4181
+  _globals['_PRECISION']._serialized_start=4183
+  _globals['_PRECISION']._serialized_end=4267
+  _globals['_SAMPLESTATUS']._serialized_start=4270
+  _globals['_SAMPLESTATUS']._serialized_end=4483
   _globals['_GRADIENTOPTIONS']._serialized_start=177
   _globals['_GRADIENTOPTIONS']._serialized_end=744
   _globals['_COORDINATES']._serialized_start=746
@@ -96,35 +96,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GEOMETRYVALUE']._serialized_start=925
   _globals['_GEOMETRYVALUE']._serialized_end=1026
   _globals['_XRAYVALUE']._serialized_start=1029
-  _globals['_XRAYVALUE']._serialized_end=1195
-  _globals['_COMBINEDVALUE']._serialized_start=1197
-  _globals['_COMBINEDVALUE']._serialized_end=1296
-  _globals['_SAMPLEVALUE']._serialized_start=1299
-  _globals['_SAMPLEVALUE']._serialized_end=1546
-  _globals['_SAMPLEVALUES']._serialized_start=1548
-  _globals['_SAMPLEVALUES']._serialized_end=1612
-  _globals['_COMPUTEGRADIENTSREQUEST']._serialized_start=1615
-  _globals['_COMPUTEGRADIENTSREQUEST']._serialized_end=1865
-  _globals['_PROGRESS']._serialized_start=1867
-  _globals['_PROGRESS']._serialized_end=1955
-  _globals['_STEPTIME']._serialized_start=1957
-  _globals['_STEPTIME']._serialized_end=1998
-  _globals['_GRADIENTSSUMMARY']._serialized_start=2001
-  _globals['_GRADIENTSSUMMARY']._serialized_end=2153
-  _globals['_COMPUTEGRADIENTSRESPONSE']._serialized_start=2156
-  _globals['_COMPUTEGRADIENTSRESPONSE']._serialized_end=2399
-  _globals['_OPENSESSION']._serialized_start=2402
-  _globals['_OPENSESSION']._serialized_end=2610
-  _globals['_SESSIONSTEP']._serialized_start=2612
-  _globals['_SESSIONSTEP']._serialized_end=2722
-  _globals['_CLOSESESSION']._serialized_start=2724
-  _globals['_CLOSESESSION']._serialized_end=2738
-  _globals['_STREAMGRADIENTSREQUEST']._serialized_start=2741
-  _globals['_STREAMGRADIENTSREQUEST']._serialized_end=2980
-  _globals['_SESSIONOPENED']._serialized_start=2983
-  _globals['_SESSIONOPENED']._serialized_end=3190
-  _globals['_STEPRESULT']._serialized_start=3193
-  _globals['_STEPRESULT']._serialized_end=3369
-  _globals['_STREAMGRADIENTSRESPONSE']._serialized_start=3372
-  _globals['_STREAMGRADIENTSRESPONSE']._serialized_end=3559
+  _globals['_XRAYVALUE']._serialized_end=1241
+  _globals['_COMBINEDVALUE']._serialized_start=1243
+  _globals['_COMBINEDVALUE']._serialized_end=1342
+  _globals['_SAMPLEVALUE']._serialized_start=1345
+  _globals['_SAMPLEVALUE']._serialized_end=1592
+  _globals['_SAMPLEVALUES']._serialized_start=1594
+  _globals['_SAMPLEVALUES']._serialized_end=1658
+  _globals['_COMPUTEGRADIENTSREQUEST']._serialized_start=1661
+  _globals['_COMPUTEGRADIENTSREQUEST']._serialized_end=1911
+  _globals['_PROGRESS']._serialized_start=1913
+  _globals['_PROGRESS']._serialized_end=2001
+  _globals['_STEPTIME']._serialized_start=2003
+  _globals['_STEPTIME']._serialized_end=2044
+  _globals['_GRADIENTSSUMMARY']._serialized_start=2047
+  _globals['_GRADIENTSSUMMARY']._serialized_end=2199
+  _globals['_COMPUTEGRADIENTSRESPONSE']._serialized_start=2202
+  _globals['_COMPUTEGRADIENTSRESPONSE']._serialized_end=2445
+  _globals['_OPENSESSION']._serialized_start=2448
+  _globals['_OPENSESSION']._serialized_end=2656
+  _globals['_SESSIONSTEP']._serialized_start=2658
+  _globals['_SESSIONSTEP']._serialized_end=2768
+  _globals['_CLOSESESSION']._serialized_start=2770
+  _globals['_CLOSESESSION']._serialized_end=2784
+  _globals['_STREAMGRADIENTSREQUEST']._serialized_start=2787
+  _globals['_STREAMGRADIENTSREQUEST']._serialized_end=3026
+  _globals['_SESSIONOPENED']._serialized_start=3029
+  _globals['_SESSIONOPENED']._serialized_end=3236
+  _globals['_STEPRESULT']._serialized_start=3239
+  _globals['_STEPRESULT']._serialized_end=3415
+  _globals['_STREAMGRADIENTSRESPONSE']._serialized_start=3418
+  _globals['_STREAMGRADIENTSRESPONSE']._serialized_end=3605
 # @@protoc_insertion_point(module_scope)

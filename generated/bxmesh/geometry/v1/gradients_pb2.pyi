@@ -57,29 +57,37 @@ class _XrayTarget:
 class _XrayTargetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_XrayTarget.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     XRAY_TARGET_UNSPECIFIED: _XrayTarget.ValueType  # 0
-    """Not set; means maximum likelihood."""
+    """Not set; means maximum likelihood, and least squares for twinned data with a twin law. Never MLHL."""
     XRAY_TARGET_ML: _XrayTarget.ValueType  # 1
     """Maximum likelihood on amplitudes; needs free flags."""
     XRAY_TARGET_LS: _XrayTarget.ValueType  # 2
     """Least squares on amplitudes with unit weights (cctbx: ls_wunit_k1)."""
     XRAY_TARGET_MLHL: _XrayTarget.ValueType  # 3
-    """Maximum likelihood with phase probabilities; needs Hendrickson-Lattman coefficients."""
+    """Maximum likelihood with phase probabilities; needs free flags and Hendrickson-Lattman coefficients,
+    otherwise FAILED_PRECONDITION with NO_PHASE_PROBABILITIES.
+    """
     XRAY_TARGET_TWIN_LS: _XrayTarget.ValueType  # 4
-    """Least squares for twinned data; needs a twin law."""
+    """Least squares on the amplitudes of twinned data, with unit weights; needs a twin law. CCTBX scales
+    twinned data, but has no likelihood for them.
+    """
 
 class XrayTarget(_XrayTarget, metaclass=_XrayTargetEnumTypeWrapper):
     """XrayTarget is the form of the X-ray target."""
 
 XRAY_TARGET_UNSPECIFIED: XrayTarget.ValueType  # 0
-"""Not set; means maximum likelihood."""
+"""Not set; means maximum likelihood, and least squares for twinned data with a twin law. Never MLHL."""
 XRAY_TARGET_ML: XrayTarget.ValueType  # 1
 """Maximum likelihood on amplitudes; needs free flags."""
 XRAY_TARGET_LS: XrayTarget.ValueType  # 2
 """Least squares on amplitudes with unit weights (cctbx: ls_wunit_k1)."""
 XRAY_TARGET_MLHL: XrayTarget.ValueType  # 3
-"""Maximum likelihood with phase probabilities; needs Hendrickson-Lattman coefficients."""
+"""Maximum likelihood with phase probabilities; needs free flags and Hendrickson-Lattman coefficients,
+otherwise FAILED_PRECONDITION with NO_PHASE_PROBABILITIES.
+"""
 XRAY_TARGET_TWIN_LS: XrayTarget.ValueType  # 4
-"""Least squares for twinned data; needs a twin law."""
+"""Least squares on the amplitudes of twinned data, with unit weights; needs a twin law. CCTBX scales
+twinned data, but has no likelihood for them.
+"""
 Global___XrayTarget: _TypeAlias = XrayTarget  # noqa: Y015
 
 class _StructureFactorAlgorithm:
@@ -117,11 +125,15 @@ class _ParameterEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Parameter.V
     PARAMETER_SITES: _Parameter.ValueType  # 1
     """Cartesian coordinates, [N, 3], per angstrom."""
     PARAMETER_ADP_ISO: _Parameter.ValueType  # 2
-    """Isotropic displacement parameters as U, [N], per square angstrom. X-ray only."""
+    """Isotropic displacement parameters as U, [N], per square angstrom; of an anisotropic atom, the isotropic part.
+    X-ray only.
+    """
     PARAMETER_OCCUPANCY: _Parameter.ValueType  # 3
     """Occupancies, [N]. X-ray only."""
     PARAMETER_ADP_ANISO: _Parameter.ValueType  # 4
-    """Anisotropic displacement parameters as U in the Cartesian frame (11, 22, 33, 12, 13, 23), [N, 6]. X-ray only."""
+    """Anisotropic displacement parameters as U in the Cartesian frame (11, 22, 33, 12, 13, 23), [N, 6], per square
+    angstrom; zero for isotropic atoms. X-ray only.
+    """
 
 class Parameter(_Parameter, metaclass=_ParameterEnumTypeWrapper):
     """Parameter is what the target is differentiated with respect to."""
@@ -131,11 +143,15 @@ PARAMETER_UNSPECIFIED: Parameter.ValueType  # 0
 PARAMETER_SITES: Parameter.ValueType  # 1
 """Cartesian coordinates, [N, 3], per angstrom."""
 PARAMETER_ADP_ISO: Parameter.ValueType  # 2
-"""Isotropic displacement parameters as U, [N], per square angstrom. X-ray only."""
+"""Isotropic displacement parameters as U, [N], per square angstrom; of an anisotropic atom, the isotropic part.
+X-ray only.
+"""
 PARAMETER_OCCUPANCY: Parameter.ValueType  # 3
 """Occupancies, [N]. X-ray only."""
 PARAMETER_ADP_ANISO: Parameter.ValueType  # 4
-"""Anisotropic displacement parameters as U in the Cartesian frame (11, 22, 33, 12, 13, 23), [N, 6]. X-ray only."""
+"""Anisotropic displacement parameters as U in the Cartesian frame (11, 22, 33, 12, 13, 23), [N, 6], per square
+angstrom; zero for isotropic atoms. X-ray only.
+"""
 Global___Parameter: _TypeAlias = Parameter  # noqa: Y015
 
 class _Engine:
@@ -260,11 +276,19 @@ class GradientOptions(_message.Message):
     engine: Global___Engine.ValueType
     """Which evaluator runs."""
     selection: _builtins.str
-    """A selection in mmtbx syntax of the atoms that move; empty means all. The others' gradients are zero."""
+    """A selection in mmtbx syntax, such as "chain A and resseq 5:7", of the atoms that move; empty means all. The
+    others take part in every value, but their gradients are zero. SELECTION_INVALID says at which character
+    it cannot be read, SELECTION_EMPTY that no atom fits.
+    """
     gradients_per_term: _builtins.bool
-    """Also a gradient per restraint term."""
+    """Also a gradient per restraint term: geometry_bond_sites, geometry_angle_sites, …, which add up to
+    geometry_sites.
+    """
     twin_law: _builtins.str
-    """The twin law for XRAY_TARGET_TWIN_LS, for example "-h,-k,l"."""
+    """The twin law for XRAY_TARGET_TWIN_LS, for example "h,-k,-l": a symmetry that the lattice has, within 3
+    degrees, and the crystal has not; otherwise TWIN_LAW_INVALID. Refused with other targets. The twin
+    fraction is determined with the scales.
+    """
     @_builtins.property
     def with_respect_to(self) -> _containers.RepeatedScalarFieldContainer[Global___Parameter.ValueType]:
         """What to differentiate with respect to; empty means sites."""
@@ -396,10 +420,13 @@ class XrayValue(_message.Message):
     R_FREE_FIELD_NUMBER: _builtins.int
     REFLECTIONS_FIELD_NUMBER: _builtins.int
     GRADIENT_NORM_FIELD_NUMBER: _builtins.int
+    TWIN_FRACTION_FIELD_NUMBER: _builtins.int
     target: Global___XrayTarget.ValueType
     """The form of the target."""
     value: _builtins.float
-    """Its value over the work set, per reflection."""
+    """Its value over the work set: per reflection, and for least squares in units of the sum of the squared
+    amplitudes.
+    """
     r_work: _builtins.float
     """R-work with the current scales."""
     r_free: _builtins.float
@@ -408,6 +435,8 @@ class XrayValue(_message.Message):
     """The reflections in the target."""
     gradient_norm: _builtins.float
     """The Euclidean norm of the gradient with respect to sites; 0 when it was not asked for."""
+    twin_fraction: _builtins.float
+    """The share of the second twin domain, as scaled; not set without a twin law."""
     def __init__(
         self,
         *,
@@ -417,14 +446,20 @@ class XrayValue(_message.Message):
         r_free: _builtins.float | None = ...,
         reflections: _builtins.int = ...,
         gradient_norm: _builtins.float = ...,
+        twin_fraction: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_r_free", b"_r_free", "r_free", b"r_free"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_r_free", b"_r_free", "_twin_fraction", b"_twin_fraction", "r_free", b"r_free", "twin_fraction", b"twin_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_r_free", b"_r_free", "gradient_norm", b"gradient_norm", "r_free", b"r_free", "r_work", b"r_work", "reflections", b"reflections", "target", b"target", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_r_free", b"_r_free", "_twin_fraction", b"_twin_fraction", "gradient_norm", b"gradient_norm", "r_free", b"r_free", "r_work", b"r_work", "reflections", b"reflections", "target", b"target", "twin_fraction", b"twin_fraction", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__r_free: _TypeAlias = _typing.Literal["r_free"]  # noqa: Y015
     _WhichOneofArgType__r_free: _TypeAlias = _typing.Literal["_r_free", b"_r_free"]  # noqa: Y015
+    _WhichOneofReturnType__twin_fraction: _TypeAlias = _typing.Literal["twin_fraction"]  # noqa: Y015
+    _WhichOneofArgType__twin_fraction: _TypeAlias = _typing.Literal["_twin_fraction", b"_twin_fraction"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__r_free) -> _WhichOneofReturnType__r_free | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__twin_fraction) -> _WhichOneofReturnType__twin_fraction | None: ...
 
 Global___XrayValue: _TypeAlias = XrayValue  # noqa: Y015
 
@@ -682,9 +717,9 @@ Global___GradientsSummary: _TypeAlias = GradientsSummary  # noqa: Y015
 class ComputeGradientsResponse(_message.Message):
     """ComputeGradientsResponse is one message of an answer: progress at any time; then per group of samples
     their values and, in turn, the chunks of the tensors; the summary last. Tensors are named
-    geometry_sites, xray_sites, combined_sites, xray_adp_iso, xray_occupancy; each is [N, 3] or [N] where
-    the coordinates were [N, 3], and [B, N, 3] or [B, N] where they were [B, N, 3]. Chunks of different
-    tensors may alternate.
+    geometry_sites, xray_sites, combined_sites, xray_adp_iso, xray_adp_aniso, xray_occupancy, and per term
+    geometry_bond_sites and the like; each is [N, 3], [N] or [N, 6] where the coordinates were [N, 3], with
+    B in front where they were [B, N, 3]. Chunks of different tensors may alternate.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 
 from bxmesh.geometry.v1 import gradients_pb2, model_pb2
-from bxmesh.server.errors import MeshError, unimplemented
+from bxmesh.server.errors import MeshError, invalid_argument
 from bxmesh.server.geometry.engine import (
     AtomTable,
     DataSummary,
@@ -36,15 +36,16 @@ _TABLES: dict[model_pb2.ScatteringTable.ValueType, ScatteringTable] = {
 }
 _TABLES_BACK = {name: value for value, name in _TABLES.items()}
 _XRAY_TARGETS: dict[gradients_pb2.XrayTarget.ValueType, TargetName] = {
-    gradients_pb2.XRAY_TARGET_UNSPECIFIED: "ml",
     gradients_pb2.XRAY_TARGET_ML: "ml",
     gradients_pb2.XRAY_TARGET_LS: "ls",
     gradients_pb2.XRAY_TARGET_MLHL: "mlhl",
+    gradients_pb2.XRAY_TARGET_TWIN_LS: "twin_ls",
 }
 _TARGETS_BY_NAME = {
     "ml": gradients_pb2.XRAY_TARGET_ML,
     "ls_wunit_k1": gradients_pb2.XRAY_TARGET_LS,
     "mlhl": gradients_pb2.XRAY_TARGET_MLHL,
+    "twin_lsq_f": gradients_pb2.XRAY_TARGET_TWIN_LS,
 }
 _PARAMETERS: dict[gradients_pb2.Parameter.ValueType, Parameter] = {
     gradients_pb2.PARAMETER_SITES: "sites",
@@ -119,25 +120,32 @@ def model_options(options: model_pb2.ModelOptions) -> ModelOptions:
 
 
 def xray_options(options: gradients_pb2.GradientOptions) -> XrayOptions:
-    """Which X-ray target the engine is to compute; MeshError UNIMPLEMENTED for later ones."""
-    target = _XRAY_TARGETS.get(options.xray_target)
-    if target is None:
-        name = gradients_pb2.XrayTarget.Name(options.xray_target)
-        raise unimplemented(f"This server does not offer {name}; use ML, MLHL or LS.")
-    names = frozenset(map(_parameter, options.with_respect_to))
+    """Which X-ray target the engine is to compute; MeshError for options that are at odds."""
+    default = (
+        gradients_pb2.XRAY_TARGET_TWIN_LS if options.twin_law else gradients_pb2.XRAY_TARGET_ML
+    )
+    target = _XRAY_TARGETS[options.xray_target or default]
+    if target == "twin_ls" and not options.twin_law:
+        raise invalid_argument(
+            "options.twin_law",
+            "the target twin_ls needs a twin law, such as 'h,-k,-l'.",
+            reason="TWIN_LAW_MISSING",
+        )
+    if target != "twin_ls" and options.twin_law:
+        raise invalid_argument(
+            "options.twin_law",
+            f"the target {target} has no twin law: twinned data have the target twin_ls only. Use that, "
+            "or leave the law out.",
+            reason="TWIN_LAW_NOT_IN_TARGET",
+        )
+    names = frozenset(_PARAMETERS[parameter] for parameter in options.with_respect_to)
     direct = options.algorithm == gradients_pb2.STRUCTURE_FACTOR_ALGORITHM_DIRECT
     return XrayOptions(
         target=target,
         algorithm="direct" if direct else "fft",
         with_respect_to=names or frozenset({"sites"}),
+        twin_law=options.twin_law,
     )
-
-
-def _parameter(parameter: gradients_pb2.Parameter.ValueType) -> Parameter:
-    if parameter not in _PARAMETERS:
-        name = gradients_pb2.Parameter.Name(parameter)
-        raise unimplemented(f"This server does not offer gradients with respect to {name}.")
-    return _PARAMETERS[parameter]
 
 
 def geometry_value(result: GeometryResult) -> gradients_pb2.GeometryValue:
@@ -163,6 +171,8 @@ def xray_value(result: XrayResult, gradient_norm: float) -> gradients_pb2.XrayVa
     )
     if result.r_free is not None:
         value.r_free = result.r_free
+    if result.twin_fraction is not None:
+        value.twin_fraction = result.twin_fraction
     return value
 
 

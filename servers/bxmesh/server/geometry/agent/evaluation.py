@@ -220,9 +220,5 @@ def _norm(gradient: Array) -> float:
 
 
 def _refuse_what_is_missing(options: gradients_pb2.GradientOptions) -> None:
-    for name, wanted in (
-        ("twin_law", bool(options.twin_law)),
-        ("engine FAST", options.engine == gradients_pb2.ENGINE_FAST),
-    ):
-        if wanted:
-            raise unimplemented(f"This server does not offer {name} yet; leave it out.")
+    if options.engine == gradients_pb2.ENGINE_FAST:
+        raise unimplemented("This server does not offer engine FAST yet; leave it out.")

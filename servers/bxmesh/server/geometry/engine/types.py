@@ -19,7 +19,7 @@ Parameter: TypeAlias = Literal["sites", "adp_iso", "adp_aniso", "occupancy"]
 ScatteringTable: TypeAlias = Literal[
     "auto", "n_gaussian", "it1992", "wk1995", "electron", "neutron"
 ]
-TargetName: TypeAlias = Literal["ml", "ls", "mlhl"]
+TargetName: TypeAlias = Literal["ml", "ls", "mlhl", "twin_ls"]
 UnitCell: TypeAlias = tuple[float, float, float, float, float, float]
 
 TERMS = ("bond", "angle", "dihedral", "chirality", "planarity", "parallelity", "nonbonded")
@@ -70,6 +70,8 @@ class XrayOptions:
     with_respect_to: frozenset[Parameter] = frozenset({"sites"})
     bulk_solvent: bool = True
     """Model the bulk solvent with a mask when the data are scaled."""
+    twin_law: str = ""
+    """The law of `twin_ls`, such as `h,-k,-l`; the other targets have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class XrayResult:
     """The X-ray target at one set of coordinates, with scales frozen at the deposited ones."""
 
     target: str
-    """The name of the target in cctbx: `ml`, `mlhl` or `ls_wunit_k1`."""
+    """The name of the target in cctbx: `ml`, `mlhl`, `ls_wunit_k1` or `twin_lsq_f`."""
     value: float
     """The target over the work set, per reflection."""
     value_free: float | None
@@ -119,6 +121,8 @@ class XrayResult:
     isotropic atoms; `occupancy` [N]; all in the input file's order."""
     atom_mask: Mask
     """[N], True for the atoms that scatter."""
+    twin_fraction: float | None = None
+    """The share of the second domain, as scaled; None without a twin law."""
 
 
 @dataclass(frozen=True, eq=False)

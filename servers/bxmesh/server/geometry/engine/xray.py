@@ -1,6 +1,7 @@
 """X-ray targets: scales fixed once, target and gradients evaluated often."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import mmtbx.f_model
@@ -12,6 +13,7 @@ from bxmesh.server.geometry.engine.errors import EngineError, SampleError
 from bxmesh.server.geometry.engine.macromolecule import Macromolecule
 from bxmesh.server.geometry.engine.order import AtomOrder
 from bxmesh.server.geometry.engine.reflections import Reflections
+from bxmesh.server.geometry.engine.twinning import TwinnedLeastSquares, check_law
 from bxmesh.server.geometry.engine.types import (
     Floats,
     SampleStatus,
@@ -22,7 +24,7 @@ from bxmesh.server.geometry.engine.types import (
 )
 from bxmesh.server.geometry.engine.words import words
 
-_TARGETS = {"ml": "ml", "ls": "ls_wunit_k1", "mlhl": "mlhl"}
+_TARGETS = {"ml": "ml", "ls": "ls_wunit_k1", "mlhl": "mlhl", "twin_ls": "twin_lsq_f"}
 _LIKELIHOODS = ("ml", "mlhl")
 
 
@@ -42,12 +44,12 @@ class XrayTarget:
         self.reflections = reflections
         self._order = AtomOrder(model.order, len(model.atoms))
         self._scaled_sites = model.atoms.sites
-        self._scaled: dict[tuple[str, str, bool], tuple[Any, Any]] = {}
+        self._scaled: dict[XrayOptions, tuple[Any, Any]] = {}
         self._structure = xray_structure(model, reflections.f_obs.d_min(), table)
 
     def prepare(self, options: XrayOptions, on_step: StepFactory) -> None:
         """Scale the data for `options` unless that is done; raises EngineError."""
-        key = (options.target, options.algorithm, options.bulk_solvent)
+        key = _scaling(options)
         if key in self._scaled:
             return
         if options.target in _LIKELIHOODS and self.reflections.r_free_flags is None:
@@ -65,6 +67,8 @@ class XrayTarget:
                 "and the reflections have none; use the target ml.",
                 field="reflections",
             )
+        if options.target == "twin_ls":
+            check_law(options.twin_law, self.reflections.f_obs)
         with on_step("scale"):
             try:
                 self._scaled[key] = self._scale(options)
@@ -87,7 +91,7 @@ class XrayTarget:
         coordinates are at fault.
         """
         self.prepare(options, on_step)
-        manager, _ = self._scaled[options.target, options.algorithm, options.bulk_solvent]
+        manager, _ = self._scaled[_scaling(options)]
         with on_step("structure_factors"):
             try:
                 self._move(manager, sites)
@@ -104,7 +108,7 @@ class XrayTarget:
         Raises EngineError, and SampleError when only these coordinates are at fault.
         """
         self.prepare(options, on_step)
-        manager, functor = self._scaled[options.target, options.algorithm, options.bulk_solvent]
+        manager, functor = self._scaled[_scaling(options)]
         with on_step("xray_target"):
             try:
                 self._move(manager, sites)
@@ -129,6 +133,7 @@ class XrayTarget:
             reflections=manager.f_obs().size(),
             gradients=gradients,
             atom_mask=self._order.mask,
+            twin_fraction=manager.twin_fraction if options.target == "twin_ls" else None,
         )
 
     def _move(self, manager: Any, sites: Floats) -> None:
@@ -149,9 +154,11 @@ class XrayTarget:
             sf_and_grads_accuracy_params=parameters,
             abcd=self.reflections.phases if options.target == "mlhl" else None,
             target_name=_TARGETS[options.target],
+            twin_law=options.twin_law or None,
         )
         manager.update_all_scales()
-        return manager, manager.target_functor()
+        twinned = options.target == "twin_ls"
+        return manager, TwinnedLeastSquares(manager) if twinned else manager.target_functor()
 
     def _gradients(self, manager: Any, result: Any, options: XrayOptions) -> Mapping[str, Floats]:
         scatterers = manager.xray_structure.scatterers()
@@ -168,6 +175,11 @@ class XrayTarget:
             occupancy = result.gradients_wrt_atomic_parameters(occupancy=True).as_numpy_array()
             gradients["occupancy"] = self._order.to_file(occupancy)
         return gradients
+
+
+def _scaling(options: XrayOptions) -> XrayOptions:
+    """What the scales depend on: all but what is differentiated."""
+    return replace(options, with_respect_to=frozenset())
 
 
 def scattering_table(model: Macromolecule, table: ScatteringTable) -> ScatteringTable:
