@@ -5,17 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from bxmesh.client.names import invalid
+from bxmesh.layouts import ATOM37
 
 __all__ = ["ATOM37", "check_atom37", "from_atom37", "to_atom37"]
-
-# fmt: off
-ATOM37 = (
-    "N", "CA", "C", "CB", "O", "CG", "CG1", "CG2", "OG", "OG1", "SG", "CD", "CD1", "CD2",
-    "ND1", "ND2", "OD1", "OD2", "SD", "CE", "CE1", "CE2", "CE3", "NE", "NE1", "NE2", "OE1",
-    "OE2", "CH2", "NH1", "NH2", "OH", "CZ", "CZ2", "CZ3", "NZ", "OXT",
-)
-"""The atoms in order: `atom_types` of alphafold/common/residue_constants.py and of OpenFold."""
-# fmt: on
 
 
 def from_atom37(coordinates: Tensor, mask: Tensor) -> Tensor:

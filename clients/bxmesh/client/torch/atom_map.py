@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,26 +11,13 @@ from torch import Tensor
 
 from bxmesh.client.models import Atoms, Model
 from bxmesh.client.names import invalid
-from bxmesh.client.torch.atom37 import ATOM37
+from bxmesh.layouts import ATOM37, AtomName, amino_acids, atom37_names, match
 
 __all__ = ["AtomMap", "AtomName"]
 
 Missing = Literal["refuse", "file"]
 
-_BACKBONE = {"N", "CA", "C"}
 _NAMED = 5
-
-
-class AtomName(NamedTuple):
-    """What an atom is known by."""
-
-    chain_id: str
-    residue_number: str
-    """With its insertion code, such as "52A"."""
-    name: str
-
-    def __str__(self) -> str:
-        return "/".join(self)
 
 
 class AtomMap:
@@ -53,16 +40,13 @@ class AtomMap:
         and the shape of the caller's layout without batch and without 3; flat unless given."""
         self.shape = (len(names),) if shape is None else shape
         """The caller's layout: (M,) or (R, 37)."""
-        own = _first_places(atoms)
-        pairs = [(place, own[name]) for place, name in enumerate(names) if name in own]
-        found = {atom for _, atom in pairs}
-        if len(found) < len(pairs):
-            raise invalid("atoms", "an atom is named twice; every atom has one place")
-        self.only_in_model = tuple(
-            name for atom, name in enumerate(_names(atoms)) if atom not in found
-        )
+        try:
+            matched = match(_names(atoms), names)
+        except ValueError as error:
+            raise invalid("atoms", str(error)) from error
+        self.only_in_model = matched.only_in_model
         """The atoms that the caller lacks, alternative locations after the first among them."""
-        self.only_in_caller = tuple(n for n in names if n is not None and n not in own)
+        self.only_in_caller = matched.only_in_caller
         """The atoms that the model lacks; their gradients are zero."""
         if self.only_in_model and missing == "refuse":
             raise invalid(
@@ -72,8 +56,8 @@ class AtomMap:
                 ' its file has them: missing="file"',
                 "ATOMS_MISSING",
             )
-        self._places = torch.tensor([place for place, _ in pairs], dtype=torch.int64)
-        self._atoms = torch.tensor([atom for _, atom in pairs], dtype=torch.int64)
+        self._places = torch.tensor(matched.places, dtype=torch.int64)
+        self._atoms = torch.tensor(matched.atoms, dtype=torch.int64)
         # A copy, since the array is read-only memory of the answer, which torch cannot respect.
         self._sites = torch.tensor(np.asarray(atoms.sites))
         mask = torch.zeros(int(np.prod(self.shape)), dtype=torch.bool)
@@ -108,23 +92,15 @@ class AtomMap:
         """
         atoms = _atoms_of(model)
         if residues is None:
-            residues = _amino_acids(atoms)
+            residues = amino_acids(_names(atoms))
         shape = (len(residues), len(ATOM37))
-        if mask is None:
-            own = set(_names(atoms))
-            has = [[AtomName(*residue, name) in own for name in ATOM37] for residue in residues]
-        elif tuple(mask.shape) != shape:
+        if mask is not None and tuple(mask.shape) != shape:
             raise invalid(
                 "mask", f"the model has {shape[0]} amino acids: [{shape[0]}, 37] is due, not"
                 f" {list(mask.shape)}; say with `residues` which of them the mask is of"
             )  # fmt: skip
-        else:
-            has = mask.bool().tolist()
-        names = [
-            AtomName(*residue, name) if present else None
-            for residue, row in zip(residues, has, strict=True)
-            for name, present in zip(ATOM37, row, strict=True)
-        ]
+        has = None if mask is None else mask.bool().cpu().numpy()
+        names = atom37_names(_names(atoms), residues, has)
         return cls(atoms, names, shape, missing=missing)
 
     @classmethod
@@ -190,20 +166,6 @@ def _atoms_of(model: Model | Atoms | str) -> Atoms:
 def _names(atoms: Atoms) -> list[AtomName]:
     columns = (atoms.chain_ids, atoms.residue_numbers, atoms.names)
     return [AtomName(*name) for name in zip(*columns, strict=True)]
-
-
-def _first_places(atoms: Atoms) -> dict[AtomName, int]:
-    places: dict[AtomName, int] = {}
-    for place, name in enumerate(_names(atoms)):
-        places.setdefault(name, place)
-    return places
-
-
-def _amino_acids(atoms: Atoms) -> list[tuple[str, str]]:
-    residues: dict[tuple[str, str], set[str]] = {}
-    for chain_id, number, name in _names(atoms):
-        residues.setdefault((chain_id, number), set()).add(name)
-    return [residue for residue, names in residues.items() if names >= _BACKBONE]
 
 
 def _some(names: Sequence[AtomName]) -> str:
