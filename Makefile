@@ -33,7 +33,7 @@ lint: $(READY) ## style
 	$(BIN)/ruff format --check $(CODE)
 
 types: $(READY) ## strict types over our code
-	$(BIN)/mypy -p bxmesh.server -p bxmesh.client -p bxmesh.restraints -m bxmesh.tensors -m bxmesh.signing
+	$(BIN)/mypy -p bxmesh.server -p bxmesh.client -p bxmesh.restraints -m bxmesh.layouts -m bxmesh.tensors -m bxmesh.signing
 	$(BIN)/mypy tools benchmarks examples
 
 proto: $(READY) ## generated/ from proto/

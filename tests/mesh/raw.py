@@ -104,6 +104,7 @@ class RawSession:
         model_id: str = "",
         session_id: str = "",
         answered_step_id: int | None = None,
+        layout: gradients_pb2.Atom37Layout | None = None,
         **options: Any,
     ) -> Any:
         await self.send(
@@ -112,6 +113,7 @@ class RawSession:
                 session_id=session_id,
                 answered_step_id=answered_step_id,
                 options=gradients_pb2.GradientOptions(**options),
+                atom37=layout,
             )
         )
         return (await self.receive()).opened

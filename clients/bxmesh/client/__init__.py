@@ -34,6 +34,7 @@ from bxmesh.client.errors import (
 )
 from bxmesh.client.gradients import Gradients
 from bxmesh.client.jobs import AsyncJobs, Job, JobResult
+from bxmesh.client.layouts import Atom37, Atom37Map
 from bxmesh.client.maps import DensityMap
 from bxmesh.client.mesh import AsyncMesh
 from bxmesh.client.minimization import Minimization, MinimizationStep
@@ -56,6 +57,8 @@ __all__ = [
     "AsyncJobs",
     "AsyncMesh",
     "AsyncSession",
+    "Atom37",
+    "Atom37Map",
     "Atoms",
     "Bundle",
     "Bundles",

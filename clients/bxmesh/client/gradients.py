@@ -123,16 +123,19 @@ class Gradients(Evaluation):
         """The trace of the call, 32 hexadecimal digits."""
 
 
-def as_coordinates(coordinates: ArrayLike) -> NDArray[Any]:
-    """Returns coordinates as float32 or float64 [N, 3] or [B, N, 3]. InvalidInput for others."""
+def as_coordinates(coordinates: ArrayLike, places: tuple[str, ...] = ("N",)) -> NDArray[Any]:
+    """Returns coordinates as float32 or float64 [N, 3] or [B, N, 3]. InvalidInput for others.
+
+    `places` are the axes that a layout has in the place of N.
+    """
     array = np.asarray(coordinates)
     if array.dtype.kind in "iu":
         array = array.astype(np.float64)
     if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
         raise invalid("coordinates", f"coordinates are float32 or float64, not {array.dtype}")
-    if array.ndim not in (2, 3) or array.shape[-1] != 3:
-        shape = list(array.shape)
-        raise invalid("coordinates", f"coordinates are [N, 3] or [B, N, 3], not {shape}")
+    if array.ndim - len(places) not in (1, 2) or array.shape[-1] != 3:
+        shape, axes = list(array.shape), ", ".join(places)
+        raise invalid("coordinates", f"coordinates are [{axes}, 3] or [B, {axes}, 3], not {shape}")
     return array
 
 

@@ -23,6 +23,7 @@ from bxmesh.client.endpoint import resolve
 from bxmesh.client.gradients import Gradients, as_coordinates
 from bxmesh.client.health import check_health
 from bxmesh.client.jobs import AsyncJobs
+from bxmesh.client.layouts import Atom37
 from bxmesh.client.maps import MAP_KINDS, DensityMap, MapKind
 from bxmesh.client.minimization import Minimization, MinimizationStep, OnStep
 from bxmesh.client.models import (
@@ -452,15 +453,21 @@ class AsyncMesh(AgentCalls):
         *,
         window: int = 8,
         timeout: float | None = None,
+        layout: Atom37 | None = None,
         **options: Unpack[GradientOptions],
     ) -> AsyncSession:
         """Returns a session on a warm worker: coordinates in, gradients out, step after step.
 
         Open it with `async with`. At most `window` steps are under way at once; the timeout, in
-        seconds, is that of the opening and of each step.
+        seconds, is that of the opening and of each step. Coordinates and gradients are in the order
+        of the model's file unless a layout is given.
         """
         timeout = timeout or self._connection.timeouts.calculation
-        opening = gradients_pb2.OpenSession(model_id=_model_id(model), options=to_message(options))
+        opening = gradients_pb2.OpenSession(
+            model_id=_model_id(model),
+            options=to_message(options),
+            atom37=None if layout is None else layout.to_message(),
+        )
         return AsyncSession(self._connection, opening, window=window, timeout=timeout)
 
     async def health(self) -> dict[str, str]:

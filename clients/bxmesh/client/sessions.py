@@ -12,6 +12,7 @@ from bxmesh.client.calculation import damaged
 from bxmesh.client.connection import Connection, translated
 from bxmesh.client.errors import BxmeshError, Cancelled, DeadlineExceeded, Unavailable
 from bxmesh.client.gradients import as_coordinates
+from bxmesh.client.layouts import Atom37Map
 from bxmesh.client.names import invalid
 from bxmesh.client.options import ENGINES
 from bxmesh.client.steps import Inbox, Outbox, PendingStep, Step
@@ -79,6 +80,12 @@ class AsyncSession:
         opened = self._opened
         return XrayValue.from_message(opened.xray) if opened.HasField("xray") else None
 
+    @property
+    def atom37(self) -> Atom37Map | None:
+        """What of the layout atom37 is in the model; None in a session without it."""
+        opened = self._opened
+        return Atom37Map.from_message(opened.atom37) if opened.HasField("atom37") else None
+
     async def __aenter__(self) -> Self:
         if self._reader is not None:
             raise invalid("session", "a session can be opened once; ask the mesh for another")
@@ -114,6 +121,7 @@ class AsyncSession:
     async def step(self, coordinates: ArrayLike, *, refresh_scales: bool = False) -> Step:
         """Returns energies and gradients at coordinates [N, 3] or [B, N, 3] in angstrom.
 
+        With the layout atom37 both have [R, 37] in the place of [N].
         `refresh_scales` computes the X-ray scales anew at these coordinates before the step.
         """
         try:
@@ -126,7 +134,8 @@ class AsyncSession:
         self, coordinates: ArrayLike, *, refresh_scales: bool = False
     ) -> asyncio.Future[Step]:
         """Sends a step and returns the future of its answer; waits while the window is full."""
-        array = as_coordinates(coordinates)
+        places = ("R", "37") if self._opening.HasField("atom37") else ("N",)
+        array = as_coordinates(coordinates, places)
         await self._room.acquire()
         if self._error is not None or self._reader is None or self._closing:
             self._room.release()

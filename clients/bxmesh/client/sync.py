@@ -16,6 +16,7 @@ from bxmesh.client.blocking import Blocking, Loop, blocking, iterating
 from bxmesh.client.bundles import AsyncBundles
 from bxmesh.client.connection import Timeouts
 from bxmesh.client.jobs import AsyncJobs
+from bxmesh.client.layouts import Atom37Map
 from bxmesh.client.mesh import AsyncMesh
 from bxmesh.client.security import AsyncSecurity
 from bxmesh.client.sessions import AsyncSession
@@ -132,6 +133,11 @@ class Session(Blocking[AsyncSession]):
     def xray(self) -> XrayValue | None:
         """The X-ray agreement at the start, where the target has it."""
         return self._target.xray
+
+    @property
+    def atom37(self) -> Atom37Map | None:
+        """What of the layout atom37 is in the model; None in a session without it."""
+        return self._target.atom37
 
     @property
     def trace_id(self) -> str:

@@ -259,6 +259,7 @@ class OpenSessionWork(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     SCALES_COORDINATES_FIELD_NUMBER: _builtins.int
+    ATOM37_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session's name."""
     model_id: _builtins.str
@@ -273,6 +274,10 @@ class OpenSessionWork(_message.Message):
     def options(self) -> _gradients_pb2.GradientOptions:
         """What every step computes."""
 
+    @_builtins.property
+    def atom37(self) -> _gradients_pb2.Atom37Layout:
+        """The caller's layout; not set for the order of the model's file."""
+
     def __init__(
         self,
         *,
@@ -281,10 +286,11 @@ class OpenSessionWork(_message.Message):
         spec: _model_pb2.ModelSpec | None = ...,
         options: _gradients_pb2.GradientOptions | None = ...,
         scales_coordinates: _builtins.str = ...,
+        atom37: _gradients_pb2.Atom37Layout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["atom37", b"atom37", "options", b"options", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "options", b"options", "scales_coordinates", b"scales_coordinates", "session_id", b"session_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["atom37", b"atom37", "model_id", b"model_id", "options", b"options", "scales_coordinates", b"scales_coordinates", "session_id", b"session_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -361,6 +367,7 @@ class SessionRecord(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     REFRESHES_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    ATOM37_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model's name."""
     owner: _builtins.str
@@ -377,6 +384,10 @@ class SessionRecord(_message.Message):
     def refreshes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalesRefresh]:
         """Its last scale refreshes, in the order of their steps."""
 
+    @_builtins.property
+    def atom37(self) -> _gradients_pb2.Atom37Layout:
+        """The caller's layout; not set for the order of the model's file."""
+
     def __init__(
         self,
         *,
@@ -385,10 +396,11 @@ class SessionRecord(_message.Message):
         options: _gradients_pb2.GradientOptions | None = ...,
         refreshes: _abc.Iterable[Global___ScalesRefresh] | None = ...,
         owner: _builtins.str = ...,
+        atom37: _gradients_pb2.Atom37Layout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["atom37", b"atom37", "options", b"options", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "options", b"options", "owner", b"owner", "refreshes", b"refreshes", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["atom37", b"atom37", "model_id", b"model_id", "options", b"options", "owner", b"owner", "refreshes", b"refreshes", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -763,6 +763,145 @@ class ComputeGradientsResponse(_message.Message):
 Global___ComputeGradientsResponse: _TypeAlias = ComputeGradientsResponse  # noqa: Y015
 
 @_typing.final
+class ResidueId(_message.Message):
+    """ResidueId names a residue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_ID_FIELD_NUMBER: _builtins.int
+    RESIDUE_NUMBER_FIELD_NUMBER: _builtins.int
+    chain_id: _builtins.str
+    """The chain."""
+    residue_number: _builtins.str
+    """The residue number with its insertion code, such as "52A"."""
+    def __init__(
+        self,
+        *,
+        chain_id: _builtins.str = ...,
+        residue_number: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "residue_number", b"residue_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResidueId: _TypeAlias = ResidueId  # noqa: Y015
+
+@_typing.final
+class AtomId(_message.Message):
+    """AtomId names an atom."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESIDUE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name of the atom, such as "CA"."""
+    @_builtins.property
+    def residue(self) -> Global___ResidueId:
+        """The residue."""
+
+    def __init__(
+        self,
+        *,
+        residue: Global___ResidueId | None = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["residue", b"residue"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "residue", b"residue"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AtomId: _TypeAlias = AtomId  # noqa: Y015
+
+@_typing.final
+class Atom37Layout(_message.Message):
+    """Atom37Layout is the layout of AlphaFold and OpenFold: [R, 37], for each residue 37 places in the order of
+    their atom_types (N, CA, C, CB, O, CG, …, OXT). Atoms of the model that it lacks stay where the model's
+    file has them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESIDUES_FIELD_NUMBER: _builtins.int
+    MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def residues(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResidueId]:
+        """The residues, in the caller's order; empty means those of the model with N, CA and C, in its order."""
+
+    @_builtins.property
+    def mask(self) -> _tensor_pb2.Tensor:
+        """Which places have atoms, bool [R, 37]; not set means all that the model has. Coordinates off the mask are
+        not looked at.
+        """
+
+    def __init__(
+        self,
+        *,
+        residues: _abc.Iterable[Global___ResidueId] | None = ...,
+        mask: _tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mask", b"mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mask", b"mask", "residues", b"residues"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Atom37Layout: _TypeAlias = Atom37Layout  # noqa: Y015
+
+@_typing.final
+class Atom37Map(_message.Message):
+    """Atom37Map says what of an Atom37Layout is in the model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESIDUES_FIELD_NUMBER: _builtins.int
+    MASK_FIELD_NUMBER: _builtins.int
+    ONLY_IN_MODEL_COUNT_FIELD_NUMBER: _builtins.int
+    ONLY_IN_MODEL_FIELD_NUMBER: _builtins.int
+    ONLY_IN_CALLER_COUNT_FIELD_NUMBER: _builtins.int
+    ONLY_IN_CALLER_FIELD_NUMBER: _builtins.int
+    only_in_model_count: _builtins.int
+    """How many atoms of the model the layout lacks; of alternative locations it has the first."""
+    only_in_caller_count: _builtins.int
+    """How many atoms of the layout the model lacks."""
+    @_builtins.property
+    def residues(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResidueId]:
+        """The residues, in the order of their rows."""
+
+    @_builtins.property
+    def mask(self) -> _tensor_pb2.Tensor:
+        """The places with an atom that the model has, bool [R, 37]. Gradients are zero at the others."""
+
+    @_builtins.property
+    def only_in_model(self) -> _containers.RepeatedCompositeFieldContainer[Global___AtomId]:
+        """Those, the first 1,000 of them."""
+
+    @_builtins.property
+    def only_in_caller(self) -> _containers.RepeatedCompositeFieldContainer[Global___AtomId]:
+        """Those, the first 1,000 of them."""
+
+    def __init__(
+        self,
+        *,
+        residues: _abc.Iterable[Global___ResidueId] | None = ...,
+        mask: _tensor_pb2.Tensor | None = ...,
+        only_in_model_count: _builtins.int = ...,
+        only_in_model: _abc.Iterable[Global___AtomId] | None = ...,
+        only_in_caller_count: _builtins.int = ...,
+        only_in_caller: _abc.Iterable[Global___AtomId] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mask", b"mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mask", b"mask", "only_in_caller", b"only_in_caller", "only_in_caller_count", b"only_in_caller_count", "only_in_model", b"only_in_model", "only_in_model_count", b"only_in_model_count", "residues", b"residues"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Atom37Map: _TypeAlias = Atom37Map  # noqa: Y015
+
+@_typing.final
 class OpenSession(_message.Message):
     """OpenSession opens a session, or re-attaches to one."""
 
@@ -772,6 +911,7 @@ class OpenSession(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     ANSWERED_STEP_ID_FIELD_NUMBER: _builtins.int
+    ATOM37_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model. Must be set unless session_id is."""
     session_id: _builtins.str
@@ -784,6 +924,10 @@ class OpenSession(_message.Message):
     def options(self) -> Global___GradientOptions:
         """What every step computes."""
 
+    @_builtins.property
+    def atom37(self) -> Global___Atom37Layout:
+        """The layout of coordinates and gradients; not set means the order of the model's file, [N]."""
+
     def __init__(
         self,
         *,
@@ -791,10 +935,11 @@ class OpenSession(_message.Message):
         options: Global___GradientOptions | None = ...,
         session_id: _builtins.str = ...,
         answered_step_id: _builtins.int | None = ...,
+        atom37: Global___Atom37Layout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_answered_step_id", b"_answered_step_id", "answered_step_id", b"answered_step_id", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answered_step_id", b"_answered_step_id", "answered_step_id", b"answered_step_id", "atom37", b"atom37", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answered_step_id", b"_answered_step_id", "answered_step_id", b"answered_step_id", "model_id", b"model_id", "options", b"options", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answered_step_id", b"_answered_step_id", "answered_step_id", b"answered_step_id", "atom37", b"atom37", "model_id", b"model_id", "options", b"options", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__answered_step_id: _TypeAlias = _typing.Literal["answered_step_id"]  # noqa: Y015
     _WhichOneofArgType__answered_step_id: _TypeAlias = _typing.Literal["_answered_step_id", b"_answered_step_id"]  # noqa: Y015
@@ -819,8 +964,8 @@ class SessionStep(_message.Message):
     """
     @_builtins.property
     def coordinates(self) -> _tensor_pb2.Tensor:
-        """float32 or float64, [N, 3] or [B, N, 3], in angstrom; not set when chunks of a tensor named
-        "coordinates" follow instead.
+        """float32 or float64, [N, 3] or [B, N, 3], in angstrom, with R, 37 in the place of N in a session with
+        that layout; not set when chunks of a tensor named "coordinates" follow instead.
         """
 
     def __init__(
@@ -911,6 +1056,7 @@ class SessionOpened(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     XRAY_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    ATOM37_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session, for re-attaching."""
     worker_id: _builtins.str
@@ -927,6 +1073,10 @@ class SessionOpened(_message.Message):
     def xray(self) -> Global___XrayValue:
         """The X-ray agreement at the start, where the target has it."""
 
+    @_builtins.property
+    def atom37(self) -> Global___Atom37Map:
+        """What of the layout is in the model; not set without one."""
+
     def __init__(
         self,
         *,
@@ -936,10 +1086,11 @@ class SessionOpened(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         xray: Global___XrayValue | None = ...,
         engine: Global___Engine.ValueType = ...,
+        atom37: Global___Atom37Map | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "xray", b"xray"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["atom37", b"atom37", "expire_time", b"expire_time", "xray", b"xray"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["atoms", b"atoms", "engine", b"engine", "expire_time", b"expire_time", "session_id", b"session_id", "worker_id", b"worker_id", "xray", b"xray"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["atom37", b"atom37", "atoms", b"atoms", "engine", b"engine", "expire_time", b"expire_time", "session_id", b"session_id", "worker_id", b"worker_id", "xray", b"xray"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -964,8 +1115,8 @@ class StepResult(_message.Message):
 
     @_builtins.property
     def gradients(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
-        """The gradients, named as in ComputeGradients, where all of them fit in one message together;
-        otherwise empty and chunks follow.
+        """The gradients, named as in ComputeGradients and in the session's layout, where all of them fit in one
+        message together; otherwise empty and chunks follow.
         """
 
     @_builtins.property

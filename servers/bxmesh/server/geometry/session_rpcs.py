@@ -105,6 +105,7 @@ class _Session:
                 spec=mesh.model(request.model_id),
                 options=request.options,
                 owner=caller(),
+                atom37=request.atom37 if request.HasField("atom37") else None,
             )
         else:
             raise invalid_argument("open.model_id", "name a model or a session.")
@@ -278,6 +279,7 @@ class _Session:
             spec=record.spec,
             options=record.options,
             scales_coordinates=self._scales(),
+            atom37=record.atom37 if record.HasField("atom37") else None,
         )
         deadline = mesh.deadline(self._context)
         if deadline <= time.time():

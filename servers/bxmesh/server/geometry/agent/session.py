@@ -17,8 +17,8 @@ from bxmesh.server.errors import MeshError, internal, invalid_argument
 from bxmesh.server.geometry import frames
 from bxmesh.server.geometry.agent.capabilities import SESSION
 from bxmesh.server.geometry.agent.evaluation import Array, Evaluation, gradient_dtype, stack
-from bxmesh.server.geometry.agent.warm_models import WarmModels, engine_call, one_sample_call
-from bxmesh.server.geometry.engine import as_samples
+from bxmesh.server.geometry.agent.layouts import Layout
+from bxmesh.server.geometry.agent.warm_models import WarmModels, one_sample_call
 from bxmesh.tensors import (
     DEFAULT_CHUNK_BYTES,
     TensorAssembler,
@@ -46,6 +46,7 @@ class Session:
         work: geometry_work_pb2.OpenSessionWork,
         identity: str,
         evaluation: Evaluation,
+        layout: Layout,
         connection: socket.socket,
         models: WarmModels,
         max_batch_bytes: int,
@@ -54,11 +55,11 @@ class Session:
         self._work = work
         self._identity = identity
         self._evaluation = evaluation
+        self._layout = layout
         self._connection = connection
         self._models = models
         self._max_batch_bytes = max_batch_bytes
         self._remember_scales = remember_scales
-        self._atoms = len(evaluation.model.atoms)
         self._is_traced = trace.get_current_span().get_span_context().trace_flags.sampled
         self._awaiting: gradients_pb2.SessionStep | None = None
         self._assembler = TensorAssembler(max_batch_bytes)
@@ -120,7 +121,7 @@ class Session:
 
     def _answer(self, step: gradients_pb2.SessionStep, coordinates: Array) -> None:
         try:
-            samples = engine_call(lambda: as_samples(coordinates, self._atoms))
+            samples = self._layout.samples(coordinates)
             if step.refresh_scales:
                 self._refresh_scales(step.step_id, samples[0])
             values, arrays = self._compute(samples, coordinates)
@@ -160,7 +161,8 @@ class Session:
             arrays = {name: gradients[0][name][np.newaxis] for name in names}
         else:
             arrays = stack(self._evaluation, gradients, len(values), dtype)
-        if coordinates.ndim == 2:
+        arrays = {name: self._layout.arranged(array) for name, array in arrays.items()}
+        if coordinates.ndim == self._layout.axes:
             arrays = {name: array[0] for name, array in arrays.items()}
         return values, arrays
 

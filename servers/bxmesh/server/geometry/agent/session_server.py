@@ -30,6 +30,7 @@ from bxmesh.server.geometry.agent.calculations import (
 )
 from bxmesh.server.geometry.agent.capabilities import SESSION
 from bxmesh.server.geometry.agent.evaluation import Array, Evaluation
+from bxmesh.server.geometry.agent.layouts import Layout, layout_of
 from bxmesh.server.geometry.agent.session import Session
 from bxmesh.server.geometry.agent.steps import Steps
 from bxmesh.server.geometry.agent.warm_models import WarmModels
@@ -51,6 +52,7 @@ class _Offer:
     work: geometry_work_pb2.OpenSessionWork
     identity: str
     evaluation: Evaluation
+    layout: Layout
     context: otel_context.Context
     expires: float
 
@@ -108,7 +110,7 @@ class SessionServer:
         if self.open_sessions >= self._most_sessions:
             return geometry_work_pb2.OpenSessionWorkResult()
         steps = Steps(announcer(context, self._worker_id))
-        evaluation, opened = await self._calculations.in_thread(
+        evaluation, layout, opened = await self._calculations.in_thread(
             lambda: self._prepare(work, steps, context)
         )
         token = secrets.token_bytes(frames.TOKEN_BYTES)
@@ -117,6 +119,7 @@ class SessionServer:
                 work,
                 context.item.identity,
                 evaluation,
+                layout,
                 otel_context.get_current(),
                 time.monotonic() + _CONNECT_SECONDS,
             )
@@ -126,7 +129,7 @@ class SessionServer:
 
     def _prepare(
         self, work: geometry_work_pb2.OpenSessionWork, steps: Steps, context: WorkContext
-    ) -> tuple[Evaluation, gradients_pb2.SessionOpened]:
+    ) -> tuple[Evaluation, Layout, gradients_pb2.SessionOpened]:
         opened = gradients_pb2.SessionOpened(
             session_id=work.session_id,
             worker_id=self._worker_id,
@@ -134,6 +137,8 @@ class SessionServer:
         )
         with self._models.held(SESSION, context.item.item_id, context.item.identity):
             evaluation = Evaluation(self._models.get(work.spec, steps), work.options)
+            layout = layout_of(work, evaluation.model.atoms, self._max_batch_bytes)
+            layout.describe(opened)
             if work.scales_coordinates:
                 sites = load_coordinates(self._store, work.scales_coordinates)
                 evaluation.refresh_scales(np.array(sites, dtype=np.float64))
@@ -142,7 +147,7 @@ class SessionServer:
             if evaluation.has_xray:
                 value, _ = evaluation.evaluate(None, steps)
                 opened.xray.CopyFrom(value.xray)
-        return evaluation, opened
+        return evaluation, layout, opened
 
     def _drop_stale_offers(self) -> None:
         now = time.monotonic()
@@ -182,6 +187,7 @@ class SessionServer:
                     offer.work,
                     offer.identity,
                     offer.evaluation,
+                    offer.layout,
                     connection,
                     self._models,
                     self._max_batch_bytes,
