@@ -429,6 +429,7 @@ def test_what_is_missing_here_is_named(built: Built, crystal: BuiltModel) -> Non
     found = crystal.validate()
     assert any(each.startswith("rotamers:") for each in found.unavailable)
     assert any(each.startswith("clashscore:") for each in found.unavailable)
+    assert any(each.startswith("CaBLAM, Rama-Z:") for each in found.unavailable)
     # Scales are determined where the model is.
     assert found.xray is not None
     own = crystal.xray()

@@ -34,9 +34,10 @@ from bxmesh.server.geometry.engine.words import words
 MOST_OUTLIERS = 1000
 """So many are listed in all; every one is counted."""
 
-_NO_PROBE = (
+_NEVER_MADE = (
     "clashscore: needs the program probe, which this server does not have; "
-    "close contacts are counted instead"
+    "close contacts are counted instead",
+    "CaBLAM, Rama-Z: not among the checks of this server",
 )
 _NO_PROTEIN = "there is no protein residue that has the atoms"
 
@@ -59,7 +60,7 @@ def validate(
     _restraints(found, molecule, sites, geometry, on_step)
     _residues(found, _hierarchy(molecule, sites), on_step)
     agreement = None if xray is None else found.allowed("R factors", xray)
-    found.unavailable.append(_NO_PROBE)
+    found.unavailable += _NEVER_MADE
     return Validation(
         deviations=tuple(found.deviations),
         shares=tuple(found.shares),
