@@ -55,6 +55,20 @@ async def test_a_job_is_done_and_its_result_kept(mesh: AsyncMesh, model_id: str)
     assert ended.result_bundle_ids == (result.summary.bundle_id,)  # type: ignore[attr-defined]
 
 
+async def test_a_result_that_has_expired_is_told(mesh: AsyncMesh, model_id: str) -> None:
+    # At other coordinates than elsewhere: equal results would be one bundle.
+    sites = (await mesh.create_model(wheel_file(PDB_1YJP), include_atoms=True)).atoms.sites + 0.25
+    coordinates = pb.Coordinates(tensor=to_message(sites, "sites"))
+    job = await mesh.jobs.create(request(model_id, coordinates=coordinates))
+    result: Any = await mesh.jobs.result(job.job_id)
+    await mesh.bundles.delete(result.summary.bundle_id)
+    with pytest.raises(NotFound, match="create the job again") as refused:
+        await mesh.jobs.result(job.job_id)
+    assert refused.value.reason == "JOB_RESULT_EXPIRED"
+    # What is known of the job besides outlives its tensors.
+    assert (await mesh.jobs.get(job.job_id)).state == "succeeded"
+
+
 async def test_large_coordinates_go_through_the_store(mesh: AsyncMesh, model_id: str) -> None:
     own = await mesh.gradients(model_id, target="geometry")
     sites = np.zeros((200, *own.geometry_sites.shape))

@@ -20,7 +20,7 @@ from bxmesh.client.agents.times import from_timestamp, to_duration
 from bxmesh.client.bundles import AsyncBundles
 from bxmesh.client.calculation import MAX_ANSWER_BYTES, damaged
 from bxmesh.client.connection import Connection
-from bxmesh.client.errors import BxmeshError, FailedPrecondition, from_status
+from bxmesh.client.errors import BxmeshError, FailedPrecondition, NotFound, from_status
 from bxmesh.client.names import EnumNames, invalid
 from bxmesh.geometry.v1 import calculations_pb2, geometry_work_pb2, gradients_pb2
 from bxmesh.geometry.v1 import job_pb2 as pb
@@ -206,7 +206,8 @@ class AsyncJobs:
     async def result(self, job_id: str) -> JobResult:
         """Returns what came out of a job, when it has ended; also what a cancelled one has kept.
 
-        Raises the job's own error when it has no result, NotFound when its bundles have expired.
+        Raises the job's own error when it has no result, NotFound JOB_RESULT_EXPIRED when its bundles have
+        expired.
         """
         job = await self.wait(job_id)
         until = time.monotonic() + _LAST_SECONDS
@@ -229,7 +230,7 @@ class AsyncJobs:
             summary = _message(answer.summary)
         tensors: dict[str, NDArray[Any]] = {}
         if answer.bundle_id:
-            data = await self._bundles.download(answer.bundle_id)
+            data = await self._download(job_id, answer.bundle_id)
             at = 0
             try:
                 for spec in answer.tensors:
@@ -240,6 +241,18 @@ class AsyncJobs:
             except TensorError as error:
                 raise damaged(error) from error
         return JobResult(summary, tensors)
+
+    async def _download(self, job_id: str, bundle_id: str) -> bytes:
+        try:
+            return await self._bundles.download(bundle_id)
+        except NotFound as error:
+            raise NotFound(
+                f"the result of job {job_id} has expired or was deleted; create the job again",
+                code=error.code,
+                reason="JOB_RESULT_EXPIRED",
+                metadata={"job_id": job_id, "bundle_id": bundle_id},
+                trace_id=error.trace_id,
+            ) from error
 
 
 def _message(packed: Any) -> Message:
