@@ -182,6 +182,32 @@ async def test_command_map(bxmesh: Any, tmp_path: Path) -> None:
         assert (await bxmesh(*words, *wrong)).exit_code == 2
 
 
+async def test_command_real_space(
+    bxmesh: Any, mesh: AsyncMesh, model: Model, tmp_path: Path
+) -> None:
+    map_id = (await mesh.map(model, "2mfo_dfc")).ccp4_bundle_id
+    density, output = tmp_path / "map.ccp4", tmp_path / "gradients.npz"
+    await mesh.bundles.download(map_id, density)
+    expected = await mesh.real_space_gradients(model, map_id)
+    for source in (density, map_id):
+        result = await bxmesh("real-space", PDB, "--map", source, "--output", output)
+        assert result.exit_code == 0, result.output
+        assert f"{expected.value:.6g}" in result.stdout
+        with np.load(output) as arrays:
+            np.testing.assert_array_equal(arrays["gradients"], expected.gradients)
+            np.testing.assert_array_equal(arrays["density"], expected.density)
+    words = ("real-space", PDB, "--map", density)
+    report = json.loads((await bxmesh(*words, "--interpolation", "linear", "--json")).stdout)
+    assert report["atoms"] == len(expected.density)
+    assert report["value"] != expected.value
+    assert report["value"] == pytest.approx(expected.value, rel=0.1)
+    result = await bxmesh("real-space", PDB, "--map", PDB)
+    assert result.exit_code == 1, result.output
+    assert "map" in result.stderr
+    for wrong in (("--interpolation", "cubic"), ("--map", "no.ccp4"), ("--output", "no/where")):
+        assert (await bxmesh(*words, *wrong)).exit_code == 2
+
+
 async def test_command_structure_factors(bxmesh: Any, tmp_path: Path) -> None:
     output = tmp_path / "factors.mtz"
     words = ("structure-factors", PDB, "--reflections", DATA, "--output", output)

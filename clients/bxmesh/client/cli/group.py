@@ -27,6 +27,9 @@ _COMMANDS = {
         "bxmesh.client.cli.structure_factors", "Compute structure factors, as an MTZ file."
     ),
     "map": _Command("bxmesh.client.cli.map", "Compute an electron-density map, as a CCP4 file."),
+    "real-space": _Command(
+        "bxmesh.client.cli.real_space", "Compute how a model lies in a map, and its gradients."
+    ),
     "jobs": _Command("bxmesh.client.cli.jobs", "Start calculations that go on without you."),
     "bundles": _Command("bxmesh.client.cli.bundles", "Look at, fetch and store bundles."),
     "status": _Command("bxmesh.client.cli.status", "Say how the mesh is and who is in it."),
