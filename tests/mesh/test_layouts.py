@@ -33,7 +33,8 @@ def in_atom37(model: Model, values: np.ndarray) -> np.ndarray:
 async def test_steps(lone: AsyncMesh) -> None:
     model = await created(lone, PDB_1YJP)
     batch = noisy(sites_of(model), 3)
-    protein = np.array([int(n) <= 7 for n in model.atoms.residue_numbers])  # type: ignore[union-attr]
+    assert model.atoms is not None
+    protein = np.array([int(number) <= 7 for number in model.atoms.residue_numbers])
     # The waters are not in the layout, and stay where the file has them.
     batch[:, ~protein] = sites_of(model)[~protein]
     expected = await lone.gradients(model, batch, gradients_per_term=True)
