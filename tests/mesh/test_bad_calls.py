@@ -13,7 +13,6 @@ from bxmesh.client.errors import (
     DeadlineExceeded,
     InvalidInput,
     ResourceExhausted,
-    Unimplemented,
 )
 from bxmesh.geometry.v1 import gradients_pb2, model_pb2
 from bxmesh.server.embedded import EmbeddedMesh
@@ -202,13 +201,6 @@ async def test_options(lone: AsyncMesh, lone_mesh: EmbeddedMesh, options: dict[s
         async with stubs.session() as session:
             with pytest.raises(InvalidInput):
                 await session.open(model.model_id, **options)
-
-
-async def test_options_of_later(lone: AsyncMesh) -> None:
-    model = await lone.create_model(PDB, DATA)
-    with pytest.raises(Unimplemented) as caught:
-        await lone.gradients(model, engine="fast")
-    checked(caught.value, "UNIMPLEMENTED")
 
 
 @pytest.mark.parametrize(

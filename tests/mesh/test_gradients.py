@@ -26,6 +26,7 @@ from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, wheel_bytes, wheel_
 from tests.mesh.models import Table, created, crystal, same, sites_of
 from tests.mesh.raw import noisy, raw
 from tests.processes import until
+from tests.restraints.plain import crystal_with_symmetry_bond
 
 AF = "mmtbx/regression/pdbs/AF_json_v3.pdb"
 MODELS = {
@@ -54,16 +55,21 @@ async def test_geometry_equals_cctbx(mesh: AsyncMesh, name: str) -> None:
     model = await created(mesh, MODELS[name])
     plain = PlainGeometry(MODELS[name], Table(model))  # type: ignore[arg-type]
     for sites in (sites_of(model), noisy(sites_of(model))):
-        result = await mesh.gradients(model, sites, **GEOMETRY)
         energies, expected = plain.evaluate(sites)
-        assert same(result.geometry_sites, expected)
-        assert result.energy == pytest.approx(energies.target, rel=1e-9)
-        assert result.geometry.gradient_norm == pytest.approx(np.linalg.norm(expected), rel=1e-9)
-        for term, value in result.geometry.terms.items():
-            assert value.count == getattr(energies, f"n_{term}_proxies")
-            sum_ = getattr(energies, f"{term}_residual_sum")
-            assert value.energy == pytest.approx(sum_, rel=1e-9, abs=1e-9)
-    assert {"bond", "angle", "nonbonded"} <= set(result.geometry.terms)
+        for engine in ("cctbx", "fast"):
+            result = await mesh.gradients(model, sites, engine=engine, **GEOMETRY)
+            assert result.engine == engine
+            assert same(result.geometry_sites, expected)
+            assert result.energy == pytest.approx(energies.target, rel=1e-9)
+            norm = pytest.approx(np.linalg.norm(expected), rel=1e-9)
+            assert result.geometry.gradient_norm == norm
+            assert {"bond", "angle", "nonbonded"} <= set(result.geometry.terms)
+            for term, value in result.geometry.terms.items():
+                # Pairs are those that the engine looked at.
+                if term != "nonbonded" or engine == "cctbx":
+                    assert value.count == getattr(energies, f"n_{term}_proxies")
+                sum_ = getattr(energies, f"{term}_residual_sum")
+                assert value.energy == pytest.approx(sum_, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -317,3 +323,27 @@ async def test_geometry_only_depends_on_sites(mesh: AsyncMesh) -> None:
     with pytest.raises(InvalidInput) as caught:
         await mesh.gradients(model, with_respect_to=("occupancy",), **GEOMETRY)
     assert caught.value.reason == "PARAMETER_NOT_IN_TARGET"
+
+
+async def test_the_engine_is_chosen_and_told(mesh: AsyncMesh) -> None:
+    model = await crystal(mesh)
+    for options, engine in (
+        (GEOMETRY, "fast"),
+        ({"target": "combined"}, "fast"),
+        ({"target": "combined", "engine": "cctbx"}, "cctbx"),
+        ({"target": "xray", "engine": "fast"}, "cctbx"),
+    ):
+        assert (await mesh.gradients(model, **options)).engine == engine
+        async with mesh.session(model, **options) as session:
+            assert session.engine == engine
+    batch = noisy(sites_of(model), 4)
+    fast, slow = [await mesh.gradients(model, batch, engine=engine) for engine in ("fast", "cctbx")]
+    assert same(fast.combined_sites, slow.combined_sites)
+    for ours, theirs in zip(fast.samples, slow.samples, strict=True):
+        assert ours.combined.value == pytest.approx(theirs.combined.value, rel=1e-9)
+
+
+async def test_special_positions_are_cctbx_unless_asked(mesh: AsyncMesh) -> None:
+    model = await mesh.create_model(crystal_with_symmetry_bond(special=True))
+    assert (await mesh.gradients(model)).engine == "cctbx"
+    assert (await mesh.gradients(model, engine="fast")).engine == "fast"

@@ -455,7 +455,7 @@ async def vanish_during_a_step(server: EmbeddedMesh, mesh: AsyncMesh) -> None:
     # Far more than can be computed while the test waits.
     batch = noisy(sites, 800, sigma=0.5).astype(np.float32)
     async with raw(server) as stubs, stubs.session() as session:
-        await session.open(model.model_id)
+        await session.open(model.model_id, engine="ENGINE_CCTBX")
         await session.step(0, sites)
         await session.result()
         await session.step(1, None)

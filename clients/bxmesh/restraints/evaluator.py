@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
@@ -36,6 +36,8 @@ BUFFER = 0.5
 """How much farther than contacts reach pairs are listed, in Å."""
 _FARTHEST = 1.0e4
 _ROOM = 1024
+# Lists of pairs are kept of so many atoms together, or of one sample a thread.
+_MOST_LISTED_ATOMS = 250_000
 
 Floats = NDArray[np.float64]
 
@@ -68,6 +70,8 @@ class Evaluation:
     where the status is not OK."""
     statuses: tuple[Status, ...]
     """What became of each sample."""
+    pairs: NDArray[np.int64] = field(repr=False)
+    """[B], how many pairs of atoms were listed as near; depends on what was evaluated before."""
     term_gradients: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     """[B, N, 3] for each of TERMS when they were asked for; they add up to `gradients`."""
 
@@ -75,8 +79,9 @@ class Evaluation:
 class Evaluator:
     """Evaluates restraints on the processor, sample by sample in parallel.
 
-    Energies and gradients are those of cctbx's `energies_sites`, computed in float64. Results do not
+    Energies and gradients are those of cctbx's `energies_sites`, computed in float64. They do not
     depend on what was evaluated before, nor on the number of threads. Calls wait for each other.
+    Besides its answer it needs 200 to 600 bytes for each atom of `places` samples.
 
     `isolated` leaves out images of the model by symmetry. `buffer` in Å: pairs are searched anew when
     an atom of a sample has moved by more than half of it since they last were. `threads` is the
@@ -100,6 +105,8 @@ class Evaluator:
         self._longest = float(restraints["max_bond_distance"][0])
         self._neighbours: list[_Neighbours] = []
         self._threads = threads or len(os.sched_getaffinity(0))
+        self.places = max(self._threads, _MOST_LISTED_ATOMS // self._n_atoms)
+        """Of how many samples of a batch it is remembered which atoms are near each other."""
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
@@ -107,15 +114,23 @@ class Evaluator:
         """Returns the restraints at `coordinates` [B, N, 3] or [N, 3], float32 or float64 in Å.
 
         All N atoms of the model's file in its order. Sample b is compared with the one that was at
-        its place before to find out what has moved. Raises RestraintsError for another type or shape.
+        its place, b modulo `places`, before to find out what has moved. Raises RestraintsError for
+        another type or shape.
         """
         samples = self._checked(coordinates)
         batch = _Batch(samples.shape, per_term)
         with self._lock:
-            while len(self._neighbours) < len(samples):
+            while len(self._neighbours) < min(len(samples), self.places):
                 self._neighbours.append(_Neighbours(self._system, isolated=self._isolated))
-            batch.statuses = self._map(samples, batch)
+            for first in range(0, len(samples), self.places):
+                numbers = range(first, min(first + self.places, len(samples)))
+                batch.statuses.extend(self._map(samples, batch, numbers))
         return batch.evaluation(coordinates.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the lists of pairs, in bytes."""
+        return sum(each.nbytes for each in self._neighbours)
 
     def _checked(self, coordinates: NDArray[Any]) -> Floats:
         if coordinates.dtype not in (np.float32, np.float64):
@@ -130,22 +145,23 @@ class Evaluator:
                 f"Coordinates have the shape {list(coordinates.shape)}; these restraints need "
                 f"[B, {self._n_atoms}, 3], with every atom of the model's file in its order.",
             )
-        return np.ascontiguousarray(samples, dtype=np.float64)
+        # The kernels are compiled for this kind of array alone.
+        return np.require(samples, np.float64, ["C", "A", "W"])
 
-    def _map(self, samples: Floats, batch: _Batch) -> tuple[Status, ...]:
+    def _map(self, samples: Floats, batch: _Batch, numbers: range) -> Iterable[Status]:
         def one(number: int) -> Status:
-            return self._evaluate(
-                samples[number],
-                self._neighbours[number],
-                batch.energies[number],
-                batch.gradients[number],
+            neighbours = self._neighbours[number - numbers.start]
+            status = self._evaluate(
+                samples[number], neighbours, batch.energies[number], batch.gradients[number]
             )
+            batch.pairs[number] = neighbours.count
+            return status
 
-        if len(samples) == 1 or self._threads == 1:
-            return tuple(map(one, range(len(samples))))
+        if len(numbers) == 1 or self._threads == 1:
+            return map(one, numbers)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, "bxmesh-restraints")
-        return tuple(self._pool.map(one, range(len(samples))))
+        return self._pool.map(one, numbers)
 
     def _evaluate(
         self, sites: Floats, neighbours: _Neighbours, energies: Floats, gradients: Floats
@@ -176,10 +192,10 @@ class Evaluator:
 class _Batch:
     """The answer while it is computed."""
 
-    statuses: tuple[Status, ...]
-
     def __init__(self, shape: tuple[int, ...], per_term: bool) -> None:
         samples, atoms, _ = shape
+        self.statuses: list[Status] = []
+        self.pairs = np.zeros(samples, np.int64)
         self.energies = np.full((samples, len(TERMS)), np.nan)
         self.gradients = np.zeros((samples, len(TERMS) if per_term else 1, atoms, 3))
 
@@ -190,7 +206,8 @@ class _Batch:
             energies=self.energies.sum(axis=1),
             terms={name: self.energies[:, number] for number, name in enumerate(TERMS)},
             gradients=self.gradients.sum(axis=1).astype(dtype) if apart else gradients[:, 0],
-            statuses=self.statuses,
+            statuses=tuple(self.statuses),
+            pairs=self.pairs,
             term_gradients={name: gradients[:, number] for number, name in enumerate(TERMS)}
             if apart
             else {},
@@ -230,6 +247,16 @@ class _Neighbours:
             return False
         self._reference = sites.copy()
         return True
+
+    @property
+    def count(self) -> int:
+        """How many pairs are listed, images included; 0 where the sample had too many."""
+        return 0 if self._reference is None else int(self.pairs.start[-1] + self.images.start[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the lists, in bytes."""
+        return sum(array.nbytes for array in (*self.pairs, *self.images))
 
     def _make_room(self, count: int) -> None:
         room = count + count // 4

@@ -161,21 +161,25 @@ class _Engine:
 class _EngineEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Engine.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ENGINE_UNSPECIFIED: _Engine.ValueType  # 0
-    """Not set; the server chooses the fastest that is equal."""
+    """Not set; the server chooses the fastest that is equal: FAST, but for models with atoms on special
+    positions or restraints that cannot be exported.
+    """
     ENGINE_CCTBX: _Engine.ValueType  # 1
     """CCTBX's own evaluation."""
     ENGINE_FAST: _Engine.ValueType  # 2
-    """The batched evaluator."""
+    """The evaluator of exported restraints, in batches. RESTRAINTS_NOT_EXPORTABLE where they cannot be."""
 
 class Engine(_Engine, metaclass=_EngineEnumTypeWrapper):
     """Engine evaluates the geometry restraints."""
 
 ENGINE_UNSPECIFIED: Engine.ValueType  # 0
-"""Not set; the server chooses the fastest that is equal."""
+"""Not set; the server chooses the fastest that is equal: FAST, but for models with atoms on special
+positions or restraints that cannot be exported.
+"""
 ENGINE_CCTBX: Engine.ValueType  # 1
 """CCTBX's own evaluation."""
 ENGINE_FAST: Engine.ValueType  # 2
-"""The batched evaluator."""
+"""The evaluator of exported restraints, in batches. RESTRAINTS_NOT_EXPORTABLE where they cannot be."""
 Global___Engine: _TypeAlias = Engine  # noqa: Y015
 
 class _Precision:
@@ -274,7 +278,7 @@ class GradientOptions(_message.Message):
     precision: Global___Precision.ValueType
     """The element type of the gradients."""
     engine: Global___Engine.ValueType
-    """Which evaluator runs."""
+    """What evaluates geometry; the X-ray target is always CCTBX's."""
     selection: _builtins.str
     """A selection in mmtbx syntax, such as "chain A and resseq 5:7", of the atoms that move; empty means all. The
     others take part in every value, but their gradients are zero. SELECTION_INVALID says at which character
@@ -360,7 +364,7 @@ class EnergyTerm(_message.Message):
     energy: _builtins.float
     """Its energy, the weighted sum of squared deviations."""
     count: _builtins.int
-    """How many restraints it has."""
+    """How many restraints it has; of nonbonded, how many pairs the engine looked at."""
     def __init__(
         self,
         *,

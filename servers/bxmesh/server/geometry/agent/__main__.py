@@ -8,11 +8,14 @@ input then stays open: when it ends, the parent is gone, and so goes the worker.
 import bxmesh.server.geometry.engine.model  # noqa: F401, I001
 
 import asyncio
+import fcntl
 import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
+from bxmesh.restraints.preparation import compile_kernels
 from bxmesh.server.geometry.agent.worker import GeometryWorker
 from bxmesh.server.logs import configure_logging
 from bxmesh.server.sandbox import confine
@@ -47,6 +50,14 @@ async def _main(worker_id: str, settings: Settings, key: MeshKey) -> None:
         await redis.aclose()
 
 
+def _compile_kernels(cache_dir: Path) -> None:
+    """Readies the evaluator of restraints; the first worker on a machine compiles for all."""
+    cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (cache_dir / "kernels.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        compile_kernels()
+
+
 # While one thread calculates, those that fetch and store ask for the interpreter a few times each; by
 # default each of these waits 5 ms.
 _SWITCH_SECONDS = 0.0002
@@ -61,6 +72,8 @@ def main() -> None:
     # Files that the sandbox keeps from whoever takes over.
     key = load_or_create(settings.mesh_key_path)
     assert settings.seals.sealing
+    # What is compiled lies on disk, where a confined worker could not put it nor should.
+    _compile_kernels(settings.cache_dir)
     if settings.sandbox != "off":
         confine(settings)
     telemetry = configure_telemetry("worker", trace_output=settings.trace or None)

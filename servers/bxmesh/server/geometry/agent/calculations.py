@@ -218,7 +218,7 @@ class Calculations:
     ) -> geometry_work_pb2.GradientsWorkResult:
         """Computes samples in the calling thread and stores their gradients.
 
-        Before each sample `is_over` is asked, with the number done, whether to give up.
+        Before each part `is_over` is asked, with the number done, whether to give up.
         """
         coordinates = self._coordinates(work.coordinates)
         if coordinates is not None and coordinates.ndim == 3:
@@ -245,7 +245,7 @@ class Calculations:
             bundle_id=bundle_id,
             tensors=specs,
             step_times=steps.times,
-            engine=gradients_pb2.ENGINE_CCTBX,
+            engine=evaluation.engine,
         )
 
     def _evaluate(
@@ -256,20 +256,22 @@ class Calculations:
         steps: Steps,
         is_over: IsOver,
     ) -> tuple[list[gradients_pb2.SampleValue], list[dict[str, Array]]]:
-        atoms = len(evaluation.model.atoms)
-        samples: Array | list[None] = (
-            [None] if coordinates is None else engine_call(lambda: as_samples(coordinates, atoms))
-        )
-        values, gradients = [], []
-        # In a batch only the whole is timed: a step costs as much as some of the samples.
-        inner = steps if len(samples) == 1 else UnobservedSteps()
-        for index, sites in enumerate(samples):
-            if is_over(index):
-                raise cancelled()
-            value, sample = evaluation.evaluate(sites, inner)
-            value.sample = work.sample_start + index
-            values.append(value)
-            gradients.append(sample)
+        if coordinates is None:
+            results = evaluation.evaluate_batch(None, steps)
+        else:
+            atoms = len(evaluation.model.atoms)
+            samples = engine_call(lambda: as_samples(coordinates, atoms))
+            # In a batch only the whole is timed: a step costs as much as some of the samples.
+            inner = steps if len(samples) == 1 else UnobservedSteps()
+            results = []
+            for done in range(0, len(samples), evaluation.batch):
+                if is_over(done):
+                    raise cancelled()
+                part = samples[done : done + evaluation.batch]
+                results.extend(evaluation.evaluate_batch(part, inner))
+        for number, (value, _) in enumerate(results, start=work.sample_start):
+            value.sample = number
+        values, gradients = [value for value, _ in results], [sample for _, sample in results]
         return values, gradients
 
     def _coordinates(self, given: gradients_pb2.Coordinates) -> Array | None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bxmesh.geometry.v1 import gradients_pb2
-from bxmesh.server.errors import invalid_argument, unimplemented
+from bxmesh.server.errors import invalid_argument
 from bxmesh.server.geometry.agent.steps import Steps, UnobservedSteps
-from bxmesh.server.geometry.agent.warm_models import engine_call
+from bxmesh.server.geometry.agent.warm_models import engine_call, one_sample_call
 from bxmesh.server.geometry.conversions import (
     geometry_value,
     status_of,
@@ -19,7 +20,8 @@ from bxmesh.server.geometry.conversions import (
     xray_options,
     xray_value,
 )
-from bxmesh.server.geometry.engine import SampleError
+from bxmesh.server.geometry.engine import EngineError, GeometryResult, SampleError
+from bxmesh.server.geometry.engine.fast import FastGeometry
 from bxmesh.server.geometry.engine.model import BuiltModel
 from bxmesh.server.geometry.engine.types import TERMS, Mask
 from bxmesh.server.geometry.engine.xray import XrayTarget
@@ -42,7 +44,6 @@ class Evaluation:
         options: gradients_pb2.GradientOptions,
         scales: XrayTarget | None = None,
     ) -> None:
-        _refuse_what_is_missing(options)
         self.model = model
         self._selected = (
             engine_call(lambda: model.select(options.selection)) if options.selection else None
@@ -65,6 +66,17 @@ class Evaluation:
                 reason="PARAMETER_NOT_IN_TARGET",
             )
         self._weights: tuple[float, float] | None = None
+        self._fast: FastGeometry | None = None
+
+    @property
+    def engine(self) -> gradients_pb2.Engine.ValueType:
+        """What evaluates geometry, once it is prepared."""
+        return gradients_pb2.ENGINE_FAST if self._fast else gradients_pb2.ENGINE_CCTBX
+
+    @property
+    def batch(self) -> int:
+        """How many samples to evaluate together at most, so that others get their turns."""
+        return self._fast.batch if self._fast and not self.has_xray else 1
 
     @property
     def tensors(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -86,13 +98,26 @@ class Evaluation:
         return tensors
 
     def prepare(self, steps: Steps) -> None:
-        """Builds what the first evaluation needs; raises MeshError."""
+        """Builds what evaluations need, before the first of them; raises MeshError."""
         if self.has_geometry:
             engine_call(lambda: self.model.prepare("geometry", on_step=steps.step))
+            self._fast = self._fast_geometry(steps)
         if self.has_xray and self.scales is None:
             engine_call(lambda: self.model.prepare("xray", self._xray, steps.step))
         if self._combined and self._weights is None:
             self._weights = self._choose_weights(steps)
+
+    def _fast_geometry(self, steps: Steps) -> FastGeometry | None:
+        asked = self._options.engine
+        if asked == gradients_pb2.ENGINE_FAST:
+            return one_sample_call(lambda: self.model.fast_geometry(steps.step))
+        if asked == gradients_pb2.ENGINE_CCTBX:
+            return None
+        try:
+            fast = self.model.fast_geometry(steps.step)
+        except (EngineError, SampleError):
+            return None
+        return fast if fast.equals_cctbx else None
 
     def refresh_scales(self, sites: Array) -> None:
         """Gives this evaluation X-ray scales of its own, determined at `sites` float64 [N, 3]."""
@@ -103,26 +128,59 @@ class Evaluation:
     ) -> tuple[gradients_pb2.SampleValue, dict[str, Array]]:
         """The values and the gradients at `sites`, float64 [N, 3], or at the file's coordinates.
 
+        As `evaluate_batch` otherwise.
+        """
+        (result,) = self.evaluate_batch(None if sites is None else sites[np.newaxis], steps)
+        return result
+
+    def evaluate_batch(
+        self, samples: Array | None, steps: Steps = _UNOBSERVED
+    ) -> list[tuple[gradients_pb2.SampleValue, dict[str, Array]]]:
+        """The values and the gradients at `samples`, float64 [B, N, 3], or the file's coordinates.
+
         Bad coordinates are told in the value's status and have no gradients. Raises MeshError when the
         model itself does not allow the target.
         """
+        geometries = self._geometries(samples, steps)
+        results = []
+        for sites, geometry in zip([None] if samples is None else samples, geometries, strict=True):
+            try:
+                results.append(self._evaluate(sites, geometry, steps))
+            except SampleError as error:
+                status = status_of(error.status)
+                value = gradients_pb2.SampleValue(status=status, message=error.message)
+                results.append((value, {}))
+        return results
+
+    def _geometries(
+        self, samples: Array | None, steps: Steps
+    ) -> list[GeometryResult | SampleError | None]:
+        if not self.has_geometry:
+            return [None] * (1 if samples is None else len(samples))
+        if samples is None:
+            samples = self.model.atoms.sites[np.newaxis]
+        per_term = self._options.gradients_per_term
+        if self._fast is not None:
+            with steps.step("energies"):
+                return [*self._fast.evaluate(samples, per_term=per_term)]
+        return [self._geometry(sites, steps, per_term=per_term) for sites in samples]
+
+    def _geometry(
+        self, sites: Array, steps: Steps, *, per_term: bool
+    ) -> GeometryResult | SampleError:
         try:
-            return self._evaluate(sites, steps)
+            return engine_call(lambda: self.model.geometry(sites, steps.step, per_term=per_term))
         except SampleError as error:
-            value = gradients_pb2.SampleValue(status=status_of(error.status), message=error.message)
-            return value, {}
+            return error
 
     def _evaluate(
-        self, sites: Array | None, steps: Steps
+        self, sites: Array | None, geometry: GeometryResult | SampleError | None, steps: Steps
     ) -> tuple[gradients_pb2.SampleValue, dict[str, Array]]:
+        if isinstance(geometry, SampleError):
+            raise geometry
         value = gradients_pb2.SampleValue(status=gradients_pb2.SAMPLE_STATUS_OK)
         gradients: dict[str, Array] = {}
-        if self.has_geometry:
-            geometry = engine_call(
-                lambda: self.model.geometry(
-                    sites, steps.step, per_term=self._options.gradients_per_term
-                )
-            )
+        if geometry is not None:
             gradients["geometry_sites"] = self._of_selected(geometry.gradients)
             for term, own in geometry.term_gradients.items():
                 gradients[f"geometry_{term}_sites"] = self._of_selected(own)
@@ -179,15 +237,16 @@ class Evaluation:
         geometry_weight = self._options.geometry_weight or 1.0
         if self._options.xray_weight:
             return geometry_weight, self._options.xray_weight
-        geometry = engine_call(lambda: self.model.geometry(None, steps.step))
+        (geometry,) = self._geometries(None, steps)
+        if isinstance(geometry, SampleError):
+            raise geometry
+        assert geometry is not None
         xray = engine_call(lambda: self.model.xray(None, self._xray_sites(), steps.step))
         norm = _norm(xray.gradients["sites"])
         ratio = geometry.gradient_norm / norm if norm > 0 else 1.0
         return geometry_weight, ratio * geometry_weight
 
     def _xray_sites(self) -> Any:
-        from dataclasses import replace
-
         return replace(self._xray, with_respect_to=frozenset({"sites"}))
 
 
@@ -217,8 +276,3 @@ def stack(
 
 def _norm(gradient: Array) -> float:
     return float(np.sqrt(np.vdot(gradient, gradient)))
-
-
-def _refuse_what_is_missing(options: gradients_pb2.GradientOptions) -> None:
-    if options.engine == gradients_pb2.ENGINE_FAST:
-        raise unimplemented("This server does not offer engine FAST yet; leave it out.")

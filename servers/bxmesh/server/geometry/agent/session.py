@@ -146,15 +146,17 @@ class Session:
         self, samples: Array, coordinates: Array
     ) -> tuple[list[gradients_pb2.SampleValue], dict[str, Array]]:
         values, gradients = [], []
-        for index, sites in enumerate(samples):
-            if index and self._is_abandoned():
+        batch = self._evaluation.batch
+        for done in range(0, len(samples), batch):
+            if done and self._is_abandoned():
                 raise ConnectionAbortedError("nobody waits for the step any more")
-            # Held for one sample only, so that others on this worker get their turns.
+            # Held for a part only, so that others on this worker get their turns.
             with self._models.stepping(self._work.session_id, self._identity), self._span():
-                value, sample = self._evaluation.evaluate(sites)
-            value.sample = index
-            values.append(value)
-            gradients.append(sample)
+                results = self._evaluation.evaluate_batch(samples[done : done + batch])
+            for number, (value, sample) in enumerate(results, start=done):
+                value.sample = number
+                values.append(value)
+                gradients.append(sample)
         dtype = gradient_dtype(self._work.options, coordinates.dtype)
         if len(samples) == 1 and dtype == "<f8" and gradients[0]:
             names = self._evaluation.tensors

@@ -133,7 +133,6 @@ class SessionServer:
         opened = gradients_pb2.SessionOpened(
             session_id=work.session_id,
             worker_id=self._worker_id,
-            engine=gradients_pb2.ENGINE_CCTBX,
         )
         with self._models.held(SESSION, context.item.item_id, context.item.identity):
             evaluation = Evaluation(self._models.get(work.spec, steps), work.options)
@@ -143,6 +142,7 @@ class SessionServer:
                 sites = load_coordinates(self._store, work.scales_coordinates)
                 evaluation.refresh_scales(np.array(sites, dtype=np.float64))
             evaluation.prepare(steps)
+            opened.engine = evaluation.engine
             opened.atoms = len(evaluation.model.atoms)
             if evaluation.has_xray:
                 value, _ = evaluation.evaluate(None, steps)

@@ -43,6 +43,17 @@ def as_samples(coordinates: npt.ArrayLike, n_atoms: int) -> Floats:
 
 def check_sample(sites: Floats) -> SampleCheck:
     """Return the verdict on one sample [N, 3] as far as it can be told without cctbx."""
+    check = check_places(sites)
+    if check.status is SampleStatus.OK and is_crowded(sites):
+        return SampleCheck(
+            SampleStatus.FAILED,
+            f"More than {_MOST_PER_CELL} atoms share {_CELL:g} Å: too many pairs of neighbours.",
+        )
+    return check
+
+
+def check_places(sites: Floats) -> SampleCheck:
+    """Return the verdict on one sample [N, 3] but for crowds, which take longer to find."""
     # One comparison finds whatever is wrong with any number; only then it is asked what.
     farthest = max(-sites.min(), sites.max())
     if not farthest <= MAX_ABSOLUTE:
@@ -59,11 +70,6 @@ def check_sample(sites: Floats) -> SampleCheck:
     if len(sites) > 1 and _coincide(sites[0], sites[-1]) and _extent(sites) < _COINCIDENT:
         return SampleCheck(
             SampleStatus.DEGENERATE, "All atoms are in the same place: gradients are undefined."
-        )
-    if is_crowded(sites):
-        return SampleCheck(
-            SampleStatus.FAILED,
-            f"More than {_MOST_PER_CELL} atoms share {_CELL:g} Å: too many pairs of neighbours.",
         )
     return _OK
 

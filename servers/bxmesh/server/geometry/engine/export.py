@@ -1,7 +1,9 @@
 """Built restraints as tensors, for evaluation without cctbx; docs/restraints.md describes them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +12,10 @@ from cctbx.geometry_restraints import prolsq_repulsion_function
 
 from bxmesh.restraints.layout import FIELDS, LAYOUT_VERSION
 from bxmesh.server.geometry.engine.errors import EngineError
-from bxmesh.server.geometry.engine.model import BuiltModel
 from bxmesh.server.geometry.engine.types import Floats, StepFactory
+
+if TYPE_CHECKING:
+    from bxmesh.server.geometry.engine.model import BuiltModel
 
 Array = npt.NDArray[Any]
 _HYDROGEN_BONDED = {(1, 2), (1, 3), (2, 3), (3, 3), (2, 4), (3, 4)}

@@ -14,9 +14,12 @@ from bxmesh.server.geometry.engine import (  # isort: skip  (the first guards th
     selections,
     writing,
 )
+from bxmesh.restraints import Restraints, RestraintsError
 from bxmesh.server.geometry.engine.coordinates import check_sample, is_crowded
 from bxmesh.server.geometry.engine.data_quality import DataQuality
 from bxmesh.server.geometry.engine.errors import EngineError, SampleError
+from bxmesh.server.geometry.engine.export import export
+from bxmesh.server.geometry.engine.fast import FastGeometry
 from bxmesh.server.geometry.engine.library import RestraintLibrary
 from bxmesh.server.geometry.engine.order import AtomOrder
 from bxmesh.server.geometry.engine.types import (
@@ -114,6 +117,7 @@ class BuiltModel:
         self._reflections = data
         self._on_step = on_step
         self._geometry: restraints.GeometryTarget | None = None
+        self._fast: FastGeometry | EngineError | SampleError | None = None
         self._xray: XrayTarget | None = None
         self.atoms = molecule.atoms
         notices = [*molecule.notices, *(data.notices if data else ())]
@@ -127,6 +131,8 @@ class BuiltModel:
         size = _BYTES_PER_MODEL + _BYTES_PER_ATOM * len(self.atoms)
         if self._reflections is not None:
             size += _BYTES_PER_REFLECTION * self._reflections.f_obs.size()
+        if isinstance(self._fast, FastGeometry):
+            size += self._fast.nbytes
         return size
 
     def prepare(
@@ -158,6 +164,29 @@ class BuiltModel:
         sites = self._checked(sites)
         with step("energies"):
             return target.evaluate(sites, per_term=per_term)
+
+    def fast_geometry(self, on_step: StepFactory | None = None) -> FastGeometry:
+        """Return the geometry target in batches, made of the restraints that cctbx has built.
+
+        Raises EngineError, also RESTRAINTS_NOT_EXPORTABLE, and SampleError when the file's own
+        coordinates are at fault.
+        """
+        step = on_step or self._on_step
+        self._geometry_target(step)
+        if self._fast is None:
+            with step("export_restraints"):
+                self._fast = self._export()
+        if isinstance(self._fast, Exception):
+            raise self._fast
+        return self._fast
+
+    def _export(self) -> FastGeometry | EngineError | SampleError:
+        try:
+            return FastGeometry(Restraints(export(self)))
+        except (EngineError, SampleError) as error:
+            return error
+        except RestraintsError as error:
+            return EngineError("RESTRAINTS_NOT_EXPORTABLE", error.message, field="macromolecule")
 
     def xray(
         self,
