@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _TINY = 1e-100
+_DEGREES = 180.0 / math.pi
 _DEGREE = math.pi / 180
 
 
@@ -193,15 +194,16 @@ def angle_energy(sites: Any, angles: Angles, gradients: Any) -> float:
         a, b = math.sqrt(ax * ax + ay * ay + az * az), math.sqrt(bx * bx + by * by + bz * bz)
         if not (a > 0.0 and b > 0.0):
             continue
+        # Not by multiplication, after which straight angles would be a little less.
         ax, ay, az, bx, by, bz = ax / a, ay / a, az / a, bx / b, by / b, bz / b
         cosine = max(-1.0, min(1.0, ax * bx + ay * by + az * bz))
-        delta = _turn(math.acos(cosine) / _DEGREE, ideal[index], 1)
+        delta = _turn(math.acos(cosine) * _DEGREES, ideal[index], 1)
         delta = _beyond_slack(delta, slack[index])
         total += weight[index] * delta * delta
         sine = math.sqrt(1.0 - cosine * cosine)
         if sine < _TINY:
             continue
-        force = -2.0 * weight[index] * delta / (_DEGREE * sine)
+        force = -2.0 * _DEGREES * weight[index] * delta / sine
         fa, fb = force / a, force / b
         gix, giy, giz = (
             fa * (ax * cosine - bx),
@@ -230,6 +232,8 @@ def _turn(start: float, end: float, periodicity: int) -> float:
     """Returns the shortest turn between two angles in degrees."""
     half = 180.0 / max(1, abs(periodicity))
     delta = end - start
+    if abs(delta) <= half:
+        return delta
     delta -= math.trunc(delta / (2.0 * half)) * (2.0 * half)
     if delta < -half:
         return delta + 2.0 * half
@@ -244,9 +248,11 @@ def _dihedral(
 ) -> tuple[float, float]:
     """Returns the energy of a deviation in degrees, and its derivative by that."""
     if periodicity > 0:
-        phase = periodicity * delta * _DEGREE
-        energy = weight * (9600.0 / (periodicity * periodicity) * (1.0 - math.cos(phase)))
-        return energy, 9600.0 * weight / periodicity * _DEGREE * math.sin(phase)
+        # 1 − cos x = 2 sin² x/2, and x/2 is within a right angle.
+        sine = math.sin(periodicity * delta * (0.5 * _DEGREE))
+        scale = 2.0 * 9600.0 * weight / periodicity
+        energy = scale / periodicity * sine * sine
+        return energy, scale * _DEGREE * sine * math.sqrt(1.0 - sine * sine)
     force = 2.0 * weight * delta
     if top_out and limit >= 0.0:
         top = weight * limit * limit
@@ -272,7 +278,7 @@ def dihedral_energy(sites: Any, dihedrals: Dihedrals, gradients: Any) -> float:
         if not (p > 0.0 and q > 0.0 and scale > 0.0):
             continue
         cosine = max(-1.0, min(1.0, (px * qx + py * qy + pz * qz) / scale))
-        angle = math.acos(cosine) / _DEGREE
+        angle = math.acos(cosine) * _DEGREES
         if bx * (py * qz - pz * qy) + by * (pz * qx - px * qz) + bz * (px * qy - py * qx) < 0.0:
             angle = -angle
         delta = _turn(angle, ideal[index], periodicity[index])
