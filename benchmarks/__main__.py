@@ -29,6 +29,7 @@ NAMES = (
     "torch",
     "minimization",
     "restraints",
+    "scaling",
     "memory",
 )
 RESULTS = Path(__file__).parent / "results"
