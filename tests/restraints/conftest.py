@@ -9,6 +9,10 @@ from bxmesh.server.geometry.engine import ModelInputs, RestraintLibrary
 from tests.engine.wheel import wheel_bytes
 from tests.restraints.plain import Exported
 
+# isort: split
+# After cctbx, as it brings another C++ runtime.
+from tests.restraints.backends import BACKENDS, Backend
+
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
@@ -22,3 +26,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported
         return Exported(ModelInputs(data, restraints=dictionaries), library)
 
     return export
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Returns what makes an evaluator of restraints, one after the other."""
+    return BACKENDS[request.param]

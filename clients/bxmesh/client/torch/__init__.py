@@ -1,4 +1,5 @@
-"""The mesh for PyTorch: targets as modules, coordinates as tensors, minimisation, guidance.
+"""The mesh for PyTorch: targets as modules, coordinates as tensors, minimisation, guidance,
+restraints.
 
 Needs the extra `torch`: pip install 'bxmesh[torch]'.
 """
@@ -28,6 +29,7 @@ from bxmesh.client.torch.minimizer import MinimizationStep, Minimized, Minimizer
 from bxmesh.client.torch.superposition import superpose
 from bxmesh.client.torch.targets import CombinedTarget, GeometryEnergy, Target, XrayTarget
 from bxmesh.client.torch.translator import CoordinateTranslator, MemoryUsage
+from bxmesh.restraints.torch import RestraintModule
 
 __all__ = [
     "ATOM37",
@@ -42,6 +44,7 @@ __all__ = [
     "MinimizationStep",
     "Minimized",
     "Minimizer",
+    "RestraintModule",
     "SampleworksReward",
     "Target",
     "XrayTarget",
