@@ -31,14 +31,18 @@ MODELS = {
 
 
 def in_line(restraints: Restraints, sites: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Returns the atoms of dihedrals that have atoms in line but for rounding: their gradient is noise."""
-    places = sites[restraints["dihedral_atoms"]]
-    a, b, c = np.diff(places, axis=1).swapaxes(0, 1)
-    lengths = [np.linalg.norm(each, axis=1) for each in (a, b, c, np.cross(a, b), np.cross(b, c))]
-    noise = (lengths[3] < 1e-10 * lengths[0] * lengths[1]) | (
-        lengths[4] < 1e-10 * lengths[1] * lengths[2]
-    )
-    return np.isin(np.arange(len(sites)), restraints["dihedral_atoms"][noise])
+    """Returns the atoms of angles and dihedrals with atoms in line but for rounding.
+
+    Their gradient, and the energy of the dihedrals, is noise.
+    """
+    noisy = []
+    for atoms in (restraints["angle_atoms"], restraints["dihedral_atoms"]):
+        steps = np.diff(sites[atoms], axis=1)
+        across = np.linalg.norm(np.cross(steps[:, :-1], steps[:, 1:]), axis=2)
+        lengths = np.linalg.norm(steps, axis=2)
+        straight = across < 1e-10 * lengths[:, :-1] * lengths[:, 1:]
+        noisy.append(atoms[straight.any(axis=1)].ravel())
+    return np.isin(np.arange(len(sites)), np.concatenate(noisy))
 
 
 def assert_same(

@@ -1,0 +1,9 @@
+"""Restraints in PyTorch, on any device: energies that autograd knows, to any order.
+
+Needs the extra `torch`: pip install 'bxmesh[torch]'. Neither cctbx nor numba is needed.
+"""
+
+from bxmesh.restraints.torch.evaluation import Evaluation, Status
+from bxmesh.restraints.torch.module import RestraintModule
+
+__all__ = ["Evaluation", "RestraintModule", "Status"]

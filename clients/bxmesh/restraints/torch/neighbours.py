@@ -1,0 +1,91 @@
+"""Where atoms are: which may touch, and which samples are fit to be computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bxmesh.restraints.restraints import Restraints
+from bxmesh.restraints.torch.cells import Pairs
+from bxmesh.restraints.torch.contacts import Contacts, contacts_of, to_image
+from bxmesh.restraints.torch.evaluation import Status
+from bxmesh.restraints.torch.functions import dot, placed
+from bxmesh.restraints.torch.images import ImagePairs, Lattice, lattice_of
+from bxmesh.restraints.torch.pairs import pairs_to_images, pairs_within
+from bxmesh.restraints.torch.symmetry import to_images
+from bxmesh.restraints.torch.terms import keep
+
+__all__ = ["CODES", "Neighbours", "Plausibility"]
+
+CODES = {status: number for number, status in enumerate(Status)}
+"""The numbers by which statuses are told in tensors."""
+_FARTHEST = 1.0e4
+
+
+class Neighbours(nn.Module):
+    """The search for pairs that may touch; those up to `buffer` Å apart besides are listed, too."""
+
+    def __init__(self, restraints: Restraints, *, isolated: bool, buffer: float) -> None:
+        super().__init__()
+        self.isolated = isolated
+        contacts = contacts_of(restraints, buffer)
+        lattice = lattice_of(restraints, float(contacts.listed_square.max()) ** 0.5)
+        for name, table in {**contacts._asdict(), **lattice._asdict()}.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(self, sites: Tensor, good: Tensor) -> tuple[Pairs, ImagePairs | None]:
+        """Returns the pairs in the good [B] of samples of sites [3, B, N]."""
+        contacts = Contacts(*(self.get_buffer(name) for name in Contacts._fields))
+        within = pairs_within(sites, good, contacts)
+        if self.isolated:
+            return within, None
+        lattice = Lattice(*(self.get_buffer(name) for name in Lattice._fields))
+        return within, pairs_to_images(sites, good & ~within.crowded, contacts, lattice)
+
+
+class Plausibility(nn.Module):
+    """Tells which samples cannot be computed, before anything is."""
+
+    close: Tensor
+    image: Tensor
+    rotation: Tensor
+    offset: Tensor
+
+    def __init__(self, restraints: Restraints, *, isolated: bool) -> None:
+        super().__init__()
+        self._longest = float(restraints["max_bond_distance"][0])
+        to_space, to_cell = restraints["orthogonalization"], restraints["fractionalization"]
+        atoms, operator = restraints["close_atoms"].astype(np.int64), restraints["close_operator"]
+        image = to_image(restraints)
+        within = ~image & (atoms[:, 0] < atoms[:, 1])
+        if isolated:
+            image = np.zeros_like(image)
+        rotation = to_space @ restraints["symmetry_rotations"][operator[image]] @ to_cell
+        cells = restraints["symmetry_translations"][operator[image]]
+        cells = cells + restraints["close_shift"][image]
+        keep(
+            self,
+            close=atoms[within].T,
+            image=atoms[image].T,
+            rotation=rotation.transpose(1, 2, 0)[:, :, np.newaxis],
+            offset=(to_space @ cells.T)[:, np.newaxis],
+        )
+
+    @torch.no_grad()
+    def forward(self, sites: Tensor) -> Tensor:
+        """Sites [3, B, N] to CODES [B]."""
+        farthest = sites.abs().amax((0, 2))
+        codes = torch.where(self._are_torn(sites), CODES[Status.EXPLODED], CODES[Status.OK])
+        codes = torch.where(farthest > _FARTHEST, CODES[Status.OUT_OF_RANGE], codes)
+        return torch.where(farthest.isfinite(), codes, CODES[Status.NON_FINITE])
+
+    def _are_torn(self, sites: Tensor) -> Tensor:
+        a, b = placed(sites, self.close).unbind(2)
+        vectors = [b - a]
+        if self.image.numel():
+            a, b = placed(sites, self.image).unbind(2)
+            held = torch.zeros_like(self.image[0], dtype=torch.bool)
+            vectors.append(to_images(a, b, self.rotation, self.offset, held))
+        torn = [(dot(each, each) > self._longest**2).any(-1) for each in vectors]
+        return torch.stack(torn).any(0)

@@ -1,0 +1,32 @@
+"""The evaluators of restraints, all to be called as the one on processors."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bxmesh.restraints import Evaluation, Evaluator, Restraints, Status
+from bxmesh.restraints.torch import RestraintModule
+
+
+class TorchEvaluator:
+    """A module for arrays."""
+
+    def __init__(self, restraints: Restraints, **keywords: Any) -> None:
+        self._module = RestraintModule(restraints, **keywords)
+
+    def __call__(self, coordinates: NDArray[Any], *, per_term: bool = False) -> Evaluation:
+        result = self._module.evaluate(torch.tensor(coordinates), per_term=per_term)
+        return Evaluation(
+            energies=result.energies.numpy(),
+            terms={name: energies.numpy() for name, energies in result.terms.items()},
+            gradients=result.gradients.numpy(),
+            statuses=tuple(Status(status.value) for status in result.statuses),
+            pairs=np.zeros(len(result.energies), np.int64),
+            term_gradients={name: each.numpy() for name, each in result.term_gradients.items()},
+        )
+
+
+BACKENDS = {"numba": Evaluator, "torch": TorchEvaluator}
+Backend = type[Evaluator] | type[TorchEvaluator]
