@@ -107,14 +107,13 @@ def jittered(sites: Any, sigma: float, count: int, seed: int = 0) -> Any:
     return sites + np.random.default_rng(seed).normal(0, sigma, (count, *sites.shape))
 
 
-def gradients_per_second(bare: BareGeometry, seconds: float) -> float:
-    """How many gradients this process computes in a second, at 0.02 Å jitter."""
-    conformers = jittered(bare.sites, 0.02, 32)
+def gradients_per_second(bare: BareGeometry, seconds: float, sigma: float) -> float:
+    """How many gradients this process computes in a second, with so much jitter in Å."""
+    conformers = jittered(bare.sites, sigma, 32)
     for conformer in conformers[:4]:
         bare.gradients(conformer)
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
-        for conformer in conformers:
-            bare.gradients(conformer)
-        done += len(conformers)
+        bare.gradients(conformers[done % len(conformers)])
+        done += 1
     return done / (time.perf_counter() - began)

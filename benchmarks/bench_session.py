@@ -36,24 +36,28 @@ def run() -> list[Figure]:
 async def _geometry(server: EmbeddedMesh) -> list[Figure]:
     bare = BareGeometry(UBF)
     conformers = cycle(jittered(bare.sites, 0.02, 64))
-    singles = (conformer.astype("f4") for conformer in conformers)
+    moving = cycle(jittered(bare.sites, 0.5, 64))
     figures = []
     async with AsyncMesh(server.address, state_dir=server.state_dir) as mesh:
         model = await mesh.create_model(wheel_file(UBF))
-        for what, source, goal in (
+        for what, source, dtype, goal in (
             (
                 "session step, 2264 atoms, 0.02 Å, against energies_sites in process",
                 conformers,
+                "f8",
                 1.6,
             ),
-            ("the same in float32", singles, None),
+            ("the same in float32", conformers, "f4", None),
+            ("the same, 0.5 Å", moving, "f8", None),
         ):
             async with mesh.session(model, target="geometry") as session:
                 await session.step(bare.sites)
                 step, base = await p50_in_turn(
-                    lambda session=session, source=source: session.step(next(source)),  # type: ignore[misc]
-                    lambda: bare.gradients(next(conformers)),
-                    STEPS,
+                    lambda session=session, source=source, dtype=dtype: session.step(  # type: ignore[misc]
+                        next(source).astype(dtype, copy=False)
+                    ),
+                    lambda source=source: bare.gradients(next(source)),  # type: ignore[misc]
+                    STEPS if source is conformers else STEPS // 4,
                 )
             figures.append(
                 Figure(what, step / base, at_most=goal, details=milliseconds(step, base))
