@@ -59,7 +59,7 @@ async def test_a_hostile_file_stays_text(mesh: AsyncMesh, tmp_path: Path) -> Non
     assert any(title.startswith("< 2 ASN: phi") for title in read.texts("title"))
 
 
-async def test_two_sets_of_coordinates_are_compared(mesh: AsyncMesh) -> None:
+async def test_two_sets_of_coordinates_are_compared(mesh: AsyncMesh, tmp_path: Path) -> None:
     model = await created(mesh, PDB_1YJP)
     sites = sites_of(model)
     noise = np.random.default_rng(0).normal(scale=0.1, size=sites.shape)
@@ -75,6 +75,14 @@ async def test_two_sets_of_coordinates_are_compared(mesh: AsyncMesh) -> None:
     assert "R-work" not in figures
     own = {each.name: each.change for each in compare(after, after)}
     assert set(own.values()) == {0.0}
+    await mesh.validate(model, html=tmp_path / "report.html", before=before)
+    texts = Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts("td")
+    row = texts[texts.index("bond rms") :][:4]
+    each = figures["bond rms"]
+    assert row == [
+        "bond rms",
+        *(f"{value:.4g}" for value in (each.before, each.after, each.change)),
+    ]
 
 
 async def test_a_job_validates(mesh: AsyncMesh) -> None:

@@ -371,16 +371,21 @@ class AsyncMesh(AgentCalls):
         coordinates: ArrayLike | None = None,
         *,
         html: str | Path | None = None,
+        before: Validation | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
     ) -> Validation:
         """Says how good a model is at its coordinates, or at others, [N, 3] in angstrom.
 
         Deviations from the restraints, the backbone, close contacts, and R factors where it has
-        reflections; with `html` it also writes a page with plots to that file.
+        reflections; with `html` it also writes a page with plots to that file, which compares with
+        the figures of the validation `before`. `compare` of bxmesh.client does so here.
         """
         with traced("validate"):
             request = calculations_pb2.ValidateModelRequest(
-                request_id=uuid4().hex, model_id=_model_id(model), as_html=html is not None
+                request_id=uuid4().hex,
+                model_id=_model_id(model),
+                as_html=html is not None,
+                before=before.figures if before else None,
             )
             if coordinates is not None:
                 request.coordinates.CopyFrom(await self._coordinates(as_coordinates(coordinates)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bxmesh.client.values import XrayValue
@@ -122,6 +122,11 @@ class Validation:
     html_bundle_id: str
     """The report as a page; empty unless it was asked for."""
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What two validations are compared by: deviations, shares, outliers, R factors, by name."""
+        return {name: value for name, value in _figures(self) if value is not None}
+
     def share(self, check: str, name: str) -> float | None:
         """Returns the fraction of one class; None when the check was not made."""
         for share in self.shares:
@@ -189,9 +194,15 @@ class Comparison:
 
 def compare(before: Validation, after: Validation) -> tuple[Comparison, ...]:
     """Returns the figures of two validations side by side: deviations, shares, outliers, R factors."""
-    first, second = dict(_figures(before)), dict(_figures(after))
-    names = dict.fromkeys([*first, *second])
-    return tuple(Comparison(name, first.get(name), second.get(name)) for name in names)
+    return compare_figures(before.figures, after.figures)
+
+
+def compare_figures(
+    before: Mapping[str, float], after: Mapping[str, float]
+) -> tuple[Comparison, ...]:
+    """Returns figures side by side by their names."""
+    names = dict.fromkeys([*before, *after])
+    return tuple(Comparison(name, before.get(name), after.get(name)) for name in names)
 
 
 def _figures(validation: Validation) -> Iterator[tuple[str, float | None]]:

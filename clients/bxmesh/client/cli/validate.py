@@ -59,7 +59,7 @@ def validate(
             before = mesh.validate(other, timeout=timeout)
         created = made(mesh, phases, choices, timeout)
         phases.begin("validate")
-        found = mesh.validate(created, coordinates, html=html, timeout=timeout)
+        found = mesh.validate(created, coordinates, html=html, before=before, timeout=timeout)
     compared = () if before is None else compare(before, found)
     if as_json:
         click.echo(json.dumps(_plain(found, before, compared), allow_nan=False))

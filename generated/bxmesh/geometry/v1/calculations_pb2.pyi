@@ -755,10 +755,31 @@ class ValidateModelRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class BeforeEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     COORDINATES_FIELD_NUMBER: _builtins.int
     AS_HTML_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Identifies this calculation."""
     model_id: _builtins.str
@@ -769,6 +790,12 @@ class ValidateModelRequest(_message.Message):
     def coordinates(self) -> _gradients_pb2.Coordinates:
         """Where; not set means the model's own coordinates."""
 
+    @_builtins.property
+    def before(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Figures of an earlier validation, with which the page compares, by name: those of deviations ("bond rms",
+        "bond rms Z"), of shares ("ramachandran favored"), of outliers ("bond outliers"), "R-work" and "R-free".
+        """
+
     def __init__(
         self,
         *,
@@ -776,10 +803,11 @@ class ValidateModelRequest(_message.Message):
         model_id: _builtins.str = ...,
         coordinates: _gradients_pb2.Coordinates | None = ...,
         as_html: _builtins.bool = ...,
+        before: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coordinates", b"coordinates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_html", b"as_html", "coordinates", b"coordinates", "model_id", b"model_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_html", b"as_html", "before", b"before", "coordinates", b"coordinates", "model_id", b"model_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,7 +31,7 @@ def validation(run: Run[pb.ValidateModelRequest]) -> Answer:
     response = pb.ValidateModelResponse(report=report)
     if run.request.as_html:
         with run.steps.step("html"):
-            content = page(_subject(run), report, engine_call(regions))
+            content = page(_subject(run), report, engine_call(regions), run.request.before)
             response.html_bundle_id = run.keep(
                 content.encode(), bundle_pb2.BUNDLE_KIND_VALIDATION_REPORT, "text/html"
             )

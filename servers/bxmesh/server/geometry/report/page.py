@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from bxmesh.client.validation import Validation, compare_figures
 from bxmesh.geometry.v1 import calculations_pb2 as pb
 from bxmesh.server.geometry.report.markup import Markup, element, join
 from bxmesh.server.geometry.report.plots import ramachandran_plots, residue_bars, stacked_bar
@@ -48,9 +49,15 @@ class Subject:
 
 
 def page(
-    subject: Subject, report: pb.ValidationReport, regions: Mapping[str, Sequence[str]]
+    subject: Subject,
+    report: pb.ValidationReport,
+    regions: Mapping[str, Sequence[str]],
+    before: Mapping[str, float] | None = None,
 ) -> str:
-    """Returns the HTML; `regions` are those of the Ramachandran plots, see `ramachandran_plots`."""
+    """Returns the HTML; `regions` are those of the Ramachandran plots, see `ramachandran_plots`.
+
+    `before` are figures of an earlier validation by name, which it compares with.
+    """
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -63,7 +70,10 @@ def page(
         element("title", "Validation report"),
         Markup(f"<style>{STYLE}</style>"),
     )
-    body = element("body", element("main", _header(subject), *_sections(subject, report, regions)))
+    body = element(
+        "body",
+        element("main", _header(subject), *_sections(subject, report, regions, before or {})),
+    )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
@@ -83,9 +93,14 @@ def _header(subject: Subject) -> Markup:
 
 
 def _sections(
-    subject: Subject, report: pb.ValidationReport, regions: Mapping[str, Sequence[str]]
+    subject: Subject,
+    report: pb.ValidationReport,
+    regions: Mapping[str, Sequence[str]],
+    before: Mapping[str, float],
 ) -> Iterable[Markup]:
     yield _cards(report)
+    if before:
+        yield _section("Before and after", _comparison(before, report))
     if report.deviations:
         yield _section("Restraints", _deviations(report))
     if report.shares:
@@ -151,6 +166,23 @@ def _cards(report: pb.ValidationReport) -> Markup:
 
 def _card(name: str, value: str, kind: str) -> Markup:
     return element("li", name, element("b", value, class_=kind))
+
+
+def _comparison(before: Mapping[str, float], report: pb.ValidationReport) -> Markup:
+    after = Validation.from_message(pb.ValidateModelResponse(report=report)).figures
+    return _table(
+        "Before and after",
+        ("figure", "before", "after", "change"),
+        (
+            (each.name, *(_figure(value) for value in (each.before, each.after, each.change)))
+            for each in compare_figures(dict(before), after)
+        ),
+        numbers=range(1, 4),
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _deviations(report: pb.ValidationReport) -> Markup:
