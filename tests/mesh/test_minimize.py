@@ -28,6 +28,7 @@ async def test_steps_are_streamed_to_the_end(mesh: AsyncMesh, tmp_path: Path) ->
         model, target="geometry", max_evaluations=300, on_step=steps.append
     )
     assert result.reason in ("converged", "max_evaluations")
+    assert result.engine == "fast"
     assert steps
     assert steps[0] == result.start
     assert result.best.value.geometry is not None

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 from numpy.typing import NDArray
 
+from bxmesh.client.options import ENGINES
 from bxmesh.client.values import SampleValue
 from bxmesh.geometry.v1 import calculations_pb2 as pb
 
@@ -63,6 +64,8 @@ class Minimization:
     """The input's file with these coordinates, as a bundle; empty when there is none."""
     macromolecule_problem: str
     """Why there is none."""
+    engine: str
+    """What evaluated geometry."""
 
     @classmethod
     def from_message(cls, message: pb.MinimizationSummary, sites: NDArray[Any]) -> Minimization:
@@ -75,4 +78,5 @@ class Minimization:
             message.coordinates_bundle_id,
             message.macromolecule_bundle_id,
             message.macromolecule_problem,
+            ENGINES.name(message.engine),
         )

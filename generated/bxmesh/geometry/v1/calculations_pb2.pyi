@@ -943,6 +943,7 @@ class MinimizationSummary(_message.Message):
     COORDINATES_BUNDLE_ID_FIELD_NUMBER: _builtins.int
     MACROMOLECULE_BUNDLE_ID_FIELD_NUMBER: _builtins.int
     MACROMOLECULE_PROBLEM_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why it ended: converged, max_evaluations, diverged, cancelled."""
     coordinates_bundle_id: _builtins.str
@@ -951,6 +952,8 @@ class MinimizationSummary(_message.Message):
     """The model as a file in the input's format, with all else that the input has."""
     macromolecule_problem: _builtins.str
     """Why there is no such file: an atom went to where the columns of a PDB file have no room for it."""
+    engine: _gradients_pb2.Engine.ValueType
+    """The engine that evaluated geometry."""
     @_builtins.property
     def start(self) -> Global___MinimizationStep:
         """The first step."""
@@ -968,10 +971,11 @@ class MinimizationSummary(_message.Message):
         coordinates_bundle_id: _builtins.str = ...,
         macromolecule_bundle_id: _builtins.str = ...,
         macromolecule_problem: _builtins.str = ...,
+        engine: _gradients_pb2.Engine.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "coordinates_bundle_id", b"coordinates_bundle_id", "macromolecule_bundle_id", b"macromolecule_bundle_id", "macromolecule_problem", b"macromolecule_problem", "reason", b"reason", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "coordinates_bundle_id", b"coordinates_bundle_id", "engine", b"engine", "macromolecule_bundle_id", b"macromolecule_bundle_id", "macromolecule_problem", b"macromolecule_problem", "reason", b"reason", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

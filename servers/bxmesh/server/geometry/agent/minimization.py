@@ -187,6 +187,7 @@ class _Descent:
             reason=reason,
             start=self._first,
             best=self._best,
+            engine=self._evaluation.engine,
             coordinates_bundle_id=run.keep(
                 file.getvalue(), bundle_pb2.BUNDLE_KIND_COORDINATES, "application/x-npy"
             ),
