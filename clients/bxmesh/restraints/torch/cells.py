@@ -71,7 +71,8 @@ def blocks(runs: Runs, crowded: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor
             offset = torch.repeat_interleave(
                 runs.start[first:last] - before, count, output_size=total
             )
-            yield run, runs.query[run], torch.arange(total, device=ends.device) + offset
+            point = torch.arange(total, device=ends.device) + offset
+            yield run, runs.query.index_select(0, run), point
 
 
 def near_pairs(sites: Tensor, good: Tensor, contacts: Contacts) -> Pairs:
@@ -80,17 +81,21 @@ def near_pairs(sites: Tensor, good: Tensor, contacts: Contacts) -> Pairs:
     rows = len(contacts.atoms)
     points = sites.index_select(-1, contacts.atoms)
     order, runs = _runs(points, good, contacts.listed_square.max().sqrt().to(sites.dtype))
-    places, row, sample = points.flatten(1).T[order], order % rows, order // rows
+    places = points.flatten(1).T.index_select(0, order)
+    row, sample = order % rows, order // rows
+    kind = contacts.kind[row]
     listed = contacts.listed_square.to(sites.dtype)
     farthest = listed.max()
     counts = torch.zeros(samples, dtype=torch.long, device=sites.device)
     crowded = counts > MOST_PAIRS
     found = [torch.empty(2, 0, dtype=torch.long, device=sites.device)]
     for _, query, point in blocks(runs, crowded):
-        square = (places[query] - places[point]).square().sum(-1)
+        # On processors index_select is twice as fast as brackets.
+        step = places.index_select(0, query) - places.index_select(0, point)
+        square = step.square().sum(1)
         (near,) = torch.nonzero(square <= farthest, as_tuple=True)
         a, b = query[near], point[near]
-        near = square[near] <= listed[contacts.kind[row[a]], contacts.kind[row[b]]]
+        near = square[near] <= listed[kind[a], kind[b]]
         pairs = torch.stack([a, b])[:, near]
         counts += torch.bincount(sample[pairs[0]], minlength=samples)
         torch.gt(counts, MOST_PAIRS, out=crowded)

@@ -123,10 +123,12 @@ def image_pairs(sites: Tensor, good: Tensor, contacts: Contacts, lattice: Lattic
         for some, those in zip(sites.split(at_once, 1), good.split(at_once), strict=True)
     ]
     atoms = sites.shape[2]
-    for number, part in enumerate(parts):
-        part.first.add_(number * at_once * atoms)
-        part.second.add_(number * at_once * atoms)
-    return ImagePairs(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    firsts = range(0, sites.shape[1] * atoms, at_once * atoms)
+    return ImagePairs(
+        torch.cat([part.first + first for part, first in zip(parts, firsts, strict=True)]),
+        torch.cat([part.second + first for part, first in zip(parts, firsts, strict=True)]),
+        *(torch.cat(columns) for columns in zip(*(part[2:] for part in parts), strict=True)),
+    )
 
 
 def _image_pairs(sites: Tensor, good: Tensor, contacts: Contacts, lattice: Lattice) -> ImagePairs:
@@ -135,6 +137,8 @@ def _image_pairs(sites: Tensor, good: Tensor, contacts: Contacts, lattice: Latti
     places = _places(sites.index_select(-1, contacts.atoms), lattice)
     if len(lattice.rotation) == 1:
         good = good & _reaches_itself(places, lattice.margin)
+        if not good.any():
+            return _none(sites)
     home = places.floor()
     own = places - home
     rotation, translation = (
@@ -173,8 +177,7 @@ def _image_pairs(sites: Tensor, good: Tensor, contacts: Contacts, lattice: Latti
         torch.gt(counts, MOST_PAIRS, out=crowded)
         found.append([each[may] for each in (sample, first, second, by, bonds, shift)])
     if not found:
-        none = torch.empty(0, dtype=torch.long, device=sites.device)
-        found.append([none] * 5 + [none.reshape(0, 3)])
+        return _none(sites)
     columns = [torch.cat(column) for column in zip(*found, strict=True)]
     keep = ~crowded[columns[0]]
     sample, first, second, by, bonds, shift = (column[keep] for column in columns)
@@ -188,6 +191,12 @@ def _image_pairs(sites: Tensor, good: Tensor, contacts: Contacts, lattice: Latti
         contacts.special[first] | contacts.special[second],
         crowded,
     )
+
+
+def _none(sites: Tensor) -> ImagePairs:
+    none = torch.empty(0, dtype=torch.long, device=sites.device)
+    crowded = torch.zeros(sites.shape[1], dtype=torch.bool, device=sites.device)
+    return ImagePairs(none, none, none.double(), none, none.reshape(0, 3), none.bool(), crowded)
 
 
 def _places(sites: Tensor, lattice: Lattice) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from bxmesh.restraints.layout import TERMS
 from bxmesh.restraints.restraints import Restraints
 from bxmesh.restraints.torch.bonded import Angles, Bonds, Chiralities, Dihedrals
 from bxmesh.restraints.torch.evaluation import Evaluation, Status
-from bxmesh.restraints.torch.neighbours import CODES, Neighbours, Plausibility
+from bxmesh.restraints.torch.neighbours import CODES, Found, Neighbours, Plausibility
 from bxmesh.restraints.torch.planes import Parallelities, Planarities
 from bxmesh.restraints.torch.repulsion import Repulsion
 from bxmesh.restraints.torch.symmetry import SymmetryBonds
@@ -31,24 +32,32 @@ class RestraintModule(nn.Module):
     Energies and gradients are those of cctbx's `energies_sites`, computed in the type of the coordinates. The
     restraints move with the module and stay in float64, whatever it is cast to.
 
-    `isolated` leaves out images of the model by symmetry. `chunk` is how many samples are computed
-    together; None is as many as have 250 000 atoms.
+    `isolated` leaves out images of the model by symmetry. `buffer` in Å: pairs are searched anew when an atom
+    of a batch has moved by more than half of it since they last were. `chunk` is how many samples are
+    computed together, which bounds the memory; None is as many as have 250 000 atoms.
     """
 
     atom_mask: Tensor
 
     def __init__(
-        self, restraints: Restraints, *, isolated: bool = False, chunk: int | None = None
+        self,
+        restraints: Restraints,
+        *,
+        isolated: bool = False,
+        buffer: float = 0.5,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
+        if not 0 <= buffer <= 10:
+            raise ValueError(f"The buffer is {buffer} Å; it must be between 0 and 10 Å.")
         if chunk is not None and chunk < 1:
             raise ValueError(f"The chunk is {chunk} samples; it must be at least 1.")
         self.n_atoms = restraints.n_atoms
         self.chunk = chunk or max(1, _MOST_ATOMS // restraints.n_atoms)
-        self.terms = _terms(restraints, isolated=isolated)
-        self.repulsion = Repulsion(restraints)
-        self.neighbours = Neighbours(restraints, isolated=isolated, buffer=0.0)
-        self.plausibility = Plausibility(restraints, isolated=isolated)
+        self._terms = _terms(restraints, isolated=isolated)
+        self._repulsion = Repulsion(restraints)
+        self._neighbours = Neighbours(restraints, isolated=isolated, buffer=buffer)
+        self._plausibility = Plausibility(restraints, isolated=isolated)
         keep(self, atom_mask=restraints["atom_mask"])
 
     def forward(self, coordinates: Tensor) -> Tensor:
@@ -58,66 +67,73 @@ class RestraintModule(nn.Module):
         gradient. Raises RestraintsError for another type or shape.
         """
         chunks = self._checked(coordinates).split(self.chunk)
-        if len(chunks) == 1 or not (torch.is_grad_enabled() and coordinates.requires_grad):
-            return torch.cat([self._energies(chunk) for chunk in chunks])
-        # Kept for the gradient, all chunks would be in memory together.
-        again: Any = checkpoint
-        return torch.cat([again(self._energies, chunk, use_reentrant=False) for chunk in chunks])
+        energies: Any = self._energies
+        if len(chunks) > 1 and torch.is_grad_enabled() and coordinates.requires_grad:
+            # Kept for the gradient, all chunks would be in memory together.
+            energies = partial(checkpoint, self._energies, use_reentrant=False)
+        prepared = (self._prepared(chunk, number) for number, chunk in enumerate(chunks))
+        return torch.cat(
+            [energies(chunk, *each).sum(0) for chunk, each in zip(chunks, prepared, strict=True)]
+        )
 
     def evaluate(self, coordinates: Tensor, *, per_term: bool = False) -> Evaluation:
         """Returns energies, terms, gradients and what became of each sample; nothing has a graph."""
         chunks = self._checked(coordinates.detach()).split(self.chunk)
-        parts = [self._evaluated(chunk, per_term=per_term) for chunk in chunks]
+        parts = [
+            self._evaluated(chunk, number, per_term=per_term) for number, chunk in enumerate(chunks)
+        ]
         energies, codes, gradients = zip(*parts, strict=True)
-        terms = dict(zip(TERMS, torch.cat(energies, 1), strict=True))
+        terms = torch.cat(energies, 1)
         total, *apart = torch.cat(gradients, 1)
         statuses = tuple(Status)
         return Evaluation(
-            energies=torch.cat(energies, 1).sum(0),
-            terms=terms,
+            energies=terms.sum(0),
+            terms=dict(zip(TERMS, terms, strict=True)),
             gradients=total,
             statuses=tuple(statuses[code] for code in torch.cat(codes).tolist()),
             term_gradients=dict(zip(TERMS, apart, strict=True)) if per_term else {},
         )
 
-    def _evaluated(self, chunk: Tensor, *, per_term: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _evaluated(
+        self, chunk: Tensor, number: int, *, per_term: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns energies [7, B], CODES [B] and gradients [1 or 8, B, N, 3], the whole one first."""
+        codes, pairs = self._prepared(chunk, number)
         with torch.enable_grad():
             chunk.requires_grad_()
-            energies, codes = self._computed(chunk)
+            energies = self._energies(chunk, codes, pairs)
             wanted = [energies.sum(0), *(energies if per_term else ())]
             gradients = torch.stack([_gradient(each, chunk) for each in wanted])
-        return energies.detach(), codes, gradients
+        energies = energies.detach()
+        overflowed = (codes == CODES[Status.OK]) & energies[0].isnan()
+        return energies, torch.where(overflowed, CODES[Status.NON_FINITE], codes), gradients
 
-    def _energies(self, chunk: Tensor) -> Tensor:
-        return self._computed(chunk)[0].sum(0)
-
-    def _computed(self, chunk: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates [B, N, 3] to the energies [7, B] of TERMS and CODES [B]."""
-        sites = torch.where(self.atom_mask, chunk.permute(2, 0, 1).contiguous(), 0.0)
-        codes = self.plausibility(sites)
+    @torch.no_grad()
+    def _prepared(self, chunk: Tensor, number: int) -> tuple[Tensor, Found]:
+        """Returns the CODES [B] of coordinates [B, N, 3] and who may touch whom."""
+        sites = self._sites(chunk)
+        codes = self._plausibility(sites)
         good = codes == CODES[Status.OK]
-        # Samples that cannot be computed are computed at the origin, to no avail and no harm.
-        clean: Any = _Clean.apply
-        sites = torch.where(good[:, None], clean(sites), 0.0)
-        energies, crowded = self._of_terms(sites, good)
-        codes = torch.where(good & crowded, CODES[Status.CROWDED], codes)
-        finite = energies.detach().sum(0).isfinite()
-        codes = torch.where((codes == CODES[Status.OK]) & ~finite, CODES[Status.NON_FINITE], codes)
-        return torch.where(codes == CODES[Status.OK], energies, torch.nan), codes
+        pairs = self._neighbours(torch.where(good[:, None], sites, 0.0), good, number)
+        return torch.where(good & pairs.crowded, CODES[Status.CROWDED], codes), pairs
 
-    def _of_terms(self, sites: Tensor, good: Tensor) -> tuple[Tensor, Tensor]:
-        within, to_images = self.neighbours(sites, good)
-        nonbonded, crowded = self.repulsion(sites, within), within.crowded
-        if to_images is not None:
-            nonbonded = nonbonded + self.repulsion.of_images(sites, to_images)
-            crowded = crowded | to_images.crowded
+    def _energies(self, chunk: Tensor, codes: Tensor, pairs: Found) -> Tensor:
+        """Coordinates [B, N, 3] to the energies [7, B] of TERMS."""
+        good = codes == CODES[Status.OK]
+        clean: Any = _Clean.apply
+        # Others are computed as well, with all atoms at the origin, where nothing overflows.
+        sites = torch.where(good[:, None], clean(self._sites(chunk)), 0.0)
         energies = dict.fromkeys(TERMS, sites.new_zeros(sites.shape[1]))
-        energies["nonbonded"] = nonbonded
-        for name, term in self.terms.items():
+        for name, term in self._terms.items():
             name = name.removeprefix("symmetry_")
             energies[name] = energies[name] + term(sites)
-        return torch.stack(list(energies.values())), crowded
+        energies["nonbonded"] = self._repulsion(sites, pairs)
+        terms = torch.stack(list(energies.values()))
+        return torch.where(good & terms.detach().sum(0).isfinite(), terms, torch.nan)
+
+    def _sites(self, chunk: Tensor) -> Tensor:
+        """Coordinates [B, N, 3] to sites [3, B, N], zeros for atoms without restraints."""
+        return torch.where(self.atom_mask, chunk.permute(2, 0, 1).contiguous(), 0.0)
 
     def _checked(self, coordinates: Tensor) -> Tensor:
         if coordinates.dtype not in (torch.float32, torch.float64):

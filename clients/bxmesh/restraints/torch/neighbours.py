@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,32 +18,74 @@ from bxmesh.restraints.torch.pairs import pairs_to_images, pairs_within
 from bxmesh.restraints.torch.symmetry import to_images
 from bxmesh.restraints.torch.terms import keep
 
-__all__ = ["CODES", "Neighbours", "Plausibility"]
+__all__ = ["CODES", "Found", "Neighbours", "Plausibility"]
 
 CODES = {status: number for number, status in enumerate(Status)}
 """The numbers by which statuses are told in tensors."""
 _FARTHEST = 1.0e4
 
 
+class Found(NamedTuple):
+    """All pairs of a batch."""
+
+    within: Pairs
+    to_images: ImagePairs | None
+    """None for a model that is isolated."""
+
+    @property
+    def crowded(self) -> Tensor:
+        """[B], which samples have too many pairs to be listed."""
+        crowded = self.within.crowded
+        return crowded if self.to_images is None else crowded | self.to_images.crowded
+
+
 class Neighbours(nn.Module):
-    """The search for pairs that may touch; those up to `buffer` Å apart besides are listed, too."""
+    """The search for pairs that may touch.
+
+    Pairs of a batch that are up to `buffer` Å apart besides are listed, too, and kept until one of its atoms
+    has moved by more than half of that.
+    """
 
     def __init__(self, restraints: Restraints, *, isolated: bool, buffer: float) -> None:
         super().__init__()
-        self.isolated = isolated
+        self._isolated = isolated
+        self._most_moved = buffer / 2
+        self._kept: dict[int, tuple[Tensor, Found]] = {}
         contacts = contacts_of(restraints, buffer)
         lattice = lattice_of(restraints, float(contacts.listed_square.max()) ** 0.5)
         for name, table in {**contacts._asdict(), **lattice._asdict()}.items():
             self.register_buffer(name, table, persistent=False)
 
-    def forward(self, sites: Tensor, good: Tensor) -> tuple[Pairs, ImagePairs | None]:
-        """Returns the pairs in the good [B] of samples of sites [3, B, N]."""
+    @torch.no_grad()
+    def forward(self, sites: Tensor, good: Tensor, number: int) -> Found:
+        """Returns the pairs in the good [B] of samples of sites [3, B, N], batch `number` of a call."""
+        # What a compiled module does cannot depend on what went before.
+        if torch.compiler.is_compiling():
+            return self._search(sites, good)
+        sites = torch.where(good[:, None], sites, torch.nan)
+        kept = self._kept.get(number)
+        if kept is None or self._have_moved(sites, kept[0], good):
+            self._kept[number] = kept = sites, self._search(sites.nan_to_num(), good)
+        return kept[1]
+
+    def _have_moved(self, sites: Tensor, reference: Tensor, good: Tensor) -> bool:
+        if (sites.shape, sites.dtype, sites.device) != (
+            reference.shape,
+            reference.dtype,
+            reference.device,
+        ):
+            return True
+        step = sites - reference
+        near = dot(step, step) <= self._most_moved**2
+        return not bool((near | ~good[:, None]).all())
+
+    def _search(self, sites: Tensor, good: Tensor) -> Found:
         contacts = Contacts(*(self.get_buffer(name) for name in Contacts._fields))
         within = pairs_within(sites, good, contacts)
-        if self.isolated:
-            return within, None
+        if self._isolated:
+            return Found(within, None)
         lattice = Lattice(*(self.get_buffer(name) for name in Lattice._fields))
-        return within, pairs_to_images(sites, good & ~within.crowded, contacts, lattice)
+        return Found(within, pairs_to_images(sites, good & ~within.crowded, contacts, lattice))
 
 
 class Plausibility(nn.Module):

@@ -9,6 +9,7 @@ from bxmesh.restraints.restraints import Restraints
 from bxmesh.restraints.torch.cells import Pairs
 from bxmesh.restraints.torch.functions import dot, floor_of
 from bxmesh.restraints.torch.images import ImagePairs
+from bxmesh.restraints.torch.neighbours import Found
 from bxmesh.restraints.torch.symmetry import halves, to_images
 from bxmesh.restraints.torch.terms import keep
 
@@ -34,14 +35,19 @@ class Repulsion(nn.Module):
             to_space=to_space,
         )
 
-    def forward(self, sites: Tensor, pairs: Pairs) -> Tensor:
+    def forward(self, sites: Tensor, pairs: Found) -> Tensor:
         """Sites [3, B, N] to energies [B]."""
+        energies = self._within(sites, pairs.within)
+        if pairs.to_images is None:
+            return energies
+        return energies + self._to_images(sites, pairs.to_images)
+
+    def _within(self, sites: Tensor, pairs: Pairs) -> Tensor:
         flat = sites.flatten(1)
         vectors = flat.index_select(1, pairs.second) - flat.index_select(1, pairs.first)
         return _by_sample(self._of_vectors(vectors, pairs.contact), pairs.first, sites)
 
-    def of_images(self, sites: Tensor, pairs: ImagePairs) -> Tensor:
-        """Sites [3, B, N] to energies [B] of contacts with images."""
+    def _to_images(self, sites: Tensor, pairs: ImagePairs) -> Tensor:
         flat = sites.flatten(1)
         a, b = flat.index_select(1, pairs.first), flat.index_select(1, pairs.second)
         rotation = self.rotation.index_select(2, pairs.operator)
