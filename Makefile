@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CODE := servers clients examples tests benchmarks tools
 
-.PHONY: help setup demo test check lint types security-tables security-check proto proto-check proto-lint proto-breaking pytest soak node bench clean
+.PHONY: help setup kernels demo test check lint types security-tables security-check proto proto-check proto-lint proto-breaking pytest soak node bench clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -21,7 +21,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet -e '.[dev,monomers]'
 	@touch $@
 
-demo: $(READY) ## the main job on a real crystal structure
+kernels: $(READY)
+	@$(BIN)/python -m bxmesh.restraints.preparation
+
+demo: kernels ## the main job on a real crystal structure
 	@$(BIN)/bxmesh demo
 
 test: check pytest node ## everything that must pass
@@ -54,16 +57,16 @@ security-check: $(READY) ## that the tables of docs/security.md are what the cod
 proto-breaking: $(READY) ## the contract against the last commit on main
 	$(BIN)/python tools/protos.py breaking
 
-pytest: $(READY) ## the tests in Python
+pytest: kernels ## the tests in Python
 	$(BIN)/python -m pytest
 
-soak: $(READY) ## storms of kill -9 over agents, server and Valkey, until it is stopped
+soak: kernels ## storms of kill -9 over agents, server and Valkey, until it is stopped
 	$(BIN)/python -m tests.chaos.soak
 
-node: $(READY) ## the client in JavaScript against a real server
+node: kernels ## the client in JavaScript against a real server
 	$(BIN)/python tools/node.py
 
-bench: $(READY) ## the benchmarks; ratios measured in one run
+bench: kernels ## the benchmarks; ratios measured in one run
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet -e '.[bench]'
 	$(BIN)/python -m benchmarks
 

@@ -181,7 +181,9 @@ class Evaluator:
             sample_energies(
                 sites, self._system, neighbours.pairs, neighbours.images, energies, gradients
             )
-            if not math.isfinite(energies.sum() + gradients.sum()):
+            with np.errstate(invalid="ignore"):
+                is_finite = math.isfinite(energies.sum() + gradients.sum())
+            if not is_finite:
                 status = Status.NON_FINITE
                 energies[:], gradients[:] = np.nan, 0
         return status

@@ -1,6 +1,13 @@
-"""What the first evaluation on a machine would wait for, done beforehand."""
+"""What the first evaluation on a machine would wait for, done beforehand.
+
+`python -m bxmesh.restraints.preparation` does it.
+"""
 
 from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -8,17 +15,29 @@ from bxmesh.restraints.evaluator import Evaluator
 from bxmesh.restraints.layout import FIELDS, LAYOUT_VERSION, Tensors
 from bxmesh.restraints.restraints import Restraints
 
-__all__ = ["compile_kernels"]
+__all__ = ["COMPILING", "compile_kernels"]
 
 
-def compile_kernels() -> None:
+COMPILING = "Compiling the evaluator of restraints, once: about half a minute."
+_SLOW_SECONDS = 3.0
+
+
+def compile_kernels(tell: Callable[[str], object]) -> None:
     """Compiles all that an Evaluator runs, or reads it where it is on disk: some 20 s, or half one.
 
-    Afterwards nothing more is compiled or read, whatever the restraints.
+    Afterwards nothing more is compiled or read, whatever the restraints. `tell` gets COMPILING when it
+    has to be waited for.
     """
-    evaluator = Evaluator(Restraints(_one_atom()), threads=1)
-    for _ in range(2):  # The second one compares with the first.
-        evaluator(np.zeros((1, 1, 3)))
+    slow = threading.Timer(_SLOW_SECONDS, tell, [COMPILING])
+    slow.daemon = True
+    slow.start()
+    try:
+        evaluator = Evaluator(Restraints(_one_atom()), threads=1)
+        for _ in range(2):  # The second one compares with the first.
+            evaluator(np.zeros((1, 1, 3)))
+    finally:
+        slow.cancel()
+        slow.join()
 
 
 def _one_atom() -> Tensors:
@@ -46,3 +65,7 @@ def _one_atom() -> Tensors:
     for name, values in filled.items():
         tensors[name][:] = values
     return tensors
+
+
+if __name__ == "__main__":
+    compile_kernels(lambda message: print(message, file=sys.stderr, flush=True))

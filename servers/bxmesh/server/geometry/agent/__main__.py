@@ -55,7 +55,8 @@ def _compile_kernels(cache_dir: Path) -> None:
     cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (cache_dir / "kernels.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        compile_kernels()
+        # The thread that would tell is gone when this returns: the sandbox needs a process with one.
+        compile_kernels(_log.info)
 
 
 # While one thread calculates, those that fetch and store ask for the interpreter a few times each; by
