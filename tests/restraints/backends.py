@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -23,7 +22,7 @@ class TorchEvaluator:
             terms={name: energies.numpy() for name, energies in result.terms.items()},
             gradients=result.gradients.numpy(),
             statuses=tuple(Status(status.value) for status in result.statuses),
-            pairs=np.zeros(len(result.energies), np.int64),
+            pairs=result.pairs.numpy(),
             term_gradients={name: each.numpy() for name, each in result.term_gradients.items()},
         )
 

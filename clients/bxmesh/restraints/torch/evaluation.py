@@ -41,5 +41,7 @@ class Evaluation:
     """[B, N, 3], energy per Å; zero for atoms without restraints and where the status is not OK."""
     statuses: tuple[Status, ...]
     """What became of each sample."""
+    pairs: Tensor = field(repr=False)
+    """[B], how many pairs of atoms were listed as near; depends on what was evaluated before."""
     term_gradients: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     """[B, N, 3] for each of TERMS when they were asked for; they add up to `gradients`."""

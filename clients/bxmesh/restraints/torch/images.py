@@ -117,7 +117,8 @@ def _distinct(restraints: Restraints) -> NDArray[Any]:
 
 def image_pairs(sites: Tensor, good: Tensor, contacts: Contacts, lattice: Lattice) -> ImagePairs:
     """Returns the pairs that may touch in the good [B] of samples of sites [3, B, N]."""
-    at_once = max(1, _AT_ONCE // (len(lattice.row) + len(lattice.steps) * len(contacts.atoms)))
+    each = len(lattice.row) + len(lattice.steps) * len(contacts.atoms) + int(lattice.size.prod())
+    at_once = max(1, _AT_ONCE // each)
     parts = [
         _image_pairs(some, those, contacts, lattice)
         for some, those in zip(sites.split(at_once, 1), good.split(at_once), strict=True)
@@ -151,7 +152,8 @@ def _image_pairs(sites: Tensor, good: Tensor, contacts: Contacts, lattice: Latti
     keys, order = _keys(_cell(wrapped, lattice), lattice).flatten().sort(stable=True)
     around = _cell(own, lattice)[:, :, None] + lattice.steps
     turns = around.div(lattice.size, rounding_mode="floor")
-    runs = _runs(keys, _keys(around - turns * lattice.size, lattice), good)
+    cells = _keys(around - turns * lattice.size, lattice)
+    runs = _runs(keys, cells, good, lattice.size)
     # In the order of the points, and of the runs.
     row, operator = lattice.row.repeat(samples)[order], lattice.operator.repeat(samples)[order]
     wrapped, floor = wrapped.flatten(0, 1)[order], floor.flatten(0, 1)[order]
@@ -221,15 +223,17 @@ def _keys(cells: Tensor, lattice: Lattice) -> Tensor:
     return ((sample * lattice.size[0] + x) * lattice.size[1] + y) * lattice.size[2] + z
 
 
-def _runs(keys: Tensor, cells: Tensor, good: Tensor) -> Runs:
+def _runs(keys: Tensor, cells: Tensor, good: Tensor, size: Tensor) -> Runs:
     """Returns the points, by their rising keys, in the cells [B, R, steps] around each row."""
-    _, rows, steps = cells.shape
+    samples, rows, steps = cells.shape
+    every = torch.arange(samples * int(size.prod()) + 1, device=keys.device)
+    starts = torch.searchsorted(keys, every)
     wanted = cells.flatten()
-    start = torch.searchsorted(keys, wanted)
-    end = torch.searchsorted(keys, wanted, right=True)
+    start = starts.index_select(0, wanted)
+    length = starts.index_select(0, wanted + 1) - start
     run = torch.arange(len(wanted), device=keys.device)
     sample = run // (rows * steps)
-    return Runs(run // steps, sample, start, torch.where(good[sample], end - start, 0))
+    return Runs(run // steps, sample, start, torch.where(good[sample], length, 0))
 
 
 def _between(lattice: Lattice, rows: Tensor, operator: Tensor, shift: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class RestraintModule(nn.Module):
         parts = [
             self._evaluated(chunk, number, per_term=per_term) for number, chunk in enumerate(chunks)
         ]
-        energies, codes, gradients = zip(*parts, strict=True)
+        energies, codes, gradients, pairs = zip(*parts, strict=True)
         terms = torch.cat(energies, 1)
         total, *apart = torch.cat(gradients, 1)
         statuses = tuple(Status)
@@ -91,13 +91,17 @@ class RestraintModule(nn.Module):
             terms=dict(zip(TERMS, terms, strict=True)),
             gradients=total,
             statuses=tuple(statuses[code] for code in torch.cat(codes).tolist()),
+            pairs=torch.cat(pairs),
             term_gradients=dict(zip(TERMS, apart, strict=True)) if per_term else {},
         )
 
     def _evaluated(
         self, chunk: Tensor, number: int, *, per_term: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns energies [7, B], CODES [B] and gradients [1 or 8, B, N, 3], the whole one first."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns energies [7, B], CODES [B], gradients [1 or 8, B, N, 3], and how many pairs [B].
+
+        The whole gradient comes first, then those of the terms.
+        """
         codes, pairs = self._prepared(chunk, number)
         with torch.enable_grad():
             chunk.requires_grad_()
@@ -106,7 +110,8 @@ class RestraintModule(nn.Module):
             gradients = torch.stack([_gradient(each, chunk) for each in wanted])
         energies = energies.detach()
         overflowed = (codes == CODES[Status.OK]) & energies[0].isnan()
-        return energies, torch.where(overflowed, CODES[Status.NON_FINITE], codes), gradients
+        codes = torch.where(overflowed, CODES[Status.NON_FINITE], codes)
+        return energies, codes, gradients, pairs.counts(self.n_atoms)
 
     @torch.no_grad()
     def _prepared(self, chunk: Tensor, number: int) -> tuple[Tensor, Found]:

@@ -38,6 +38,13 @@ class Found(NamedTuple):
         crowded = self.within.crowded
         return crowded if self.to_images is None else crowded | self.to_images.crowded
 
+    def counts(self, atoms: int) -> Tensor:
+        """[B], how many pairs each sample of that many atoms has."""
+        first = self.within.first
+        if self.to_images is not None:
+            first = torch.cat([first, self.to_images.first])
+        return torch.bincount(first // atoms, minlength=len(self.crowded))
+
 
 class Neighbours(nn.Module):
     """The search for pairs that may touch.
