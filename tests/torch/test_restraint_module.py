@@ -214,6 +214,15 @@ def test_casts_leave_restraints_as_they_are() -> None:
     assert not parent.state_dict() and not list(parent.parameters())
 
 
+def test_mixed_precision_does_not_reach_it() -> None:
+    restraints, coordinates = tensors()
+    module = RestraintModule(restraints)
+    for places in (coordinates, coordinates.float()):
+        expected = energies_and_gradient(module, places)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(energies_and_gradient(module, places), expected)
+
+
 def test_one_sample_without_a_batch() -> None:
     restraints, coordinates = tensors()
     module = RestraintModule(restraints)

@@ -1,4 +1,4 @@
-"""Restraints in PyTorch, on any device: energies that autograd knows, to any order.
+"""Restraints in PyTorch, on any device: energies that autograd knows.
 
 Needs the extra `torch`: pip install 'bxmesh[torch]'. Neither cctbx nor numba is needed.
 """

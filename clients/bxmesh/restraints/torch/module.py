@@ -190,8 +190,12 @@ class _Clean(torch.autograd.Function):
     """Nothing; gradients of samples [3, B, N] that overflowed or are not numbers become zero."""
 
     @staticmethod
-    def forward(ctx: Any, sites: Tensor) -> Tensor:
+    def forward(sites: Tensor) -> Tensor:
         return sites.view_as(sites)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
