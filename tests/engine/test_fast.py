@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -20,15 +21,21 @@ from bxmesh.server.geometry.engine import (
 from bxmesh.server.geometry.engine.export import export
 from bxmesh.server.geometry.engine.fast import FastGeometry
 from bxmesh.server.geometry.engine.model import BuiltModel, build
-from tests.engine.wheel import PDB_1YJP, PDB_7N2L
+from tests.engine.wheel import PDB_1YJP, PDB_7N2L, wheel_bytes
 from tests.restraints.plain import crystal_with_symmetry_bond
 
 Floats = NDArray[np.float64]
 
 
+@pytest.fixture(scope="module")
+def own(library: RestraintLibrary) -> Callable[[str], BuiltModel]:
+    """Models that no other tests have, as cctbx remembers which pairs were near."""
+    return cache(lambda path: build(ModelInputs(wheel_bytes(path)), library))
+
+
 @pytest.fixture
-def peptide(built: Callable[[str], BuiltModel]) -> BuiltModel:
-    return built(PDB_1YJP)
+def peptide(own: Callable[[str], BuiltModel]) -> BuiltModel:
+    return own(PDB_1YJP)
 
 
 def shaken(model: BuiltModel, samples: int, scale: float = 0.3) -> Floats:
@@ -36,9 +43,9 @@ def shaken(model: BuiltModel, samples: int, scale: float = 0.3) -> Floats:
     return sites + np.random.default_rng(1).normal(scale=scale, size=(samples, *sites.shape))
 
 
-def test_results_are_those_of_cctbx(built: Callable[[str], BuiltModel]) -> None:
+def test_results_are_those_of_cctbx(own: Callable[[str], BuiltModel]) -> None:
     for path in (PDB_1YJP, PDB_7N2L):
-        model = built(path)
+        model = own(path)
         samples = shaken(model, 3)
         found = model.fast_geometry().evaluate(samples, per_term=True)
         for sites, ours in zip(samples, found, strict=True):
@@ -73,8 +80,8 @@ def test_special_positions_are_left_to_cctbx(library: RestraintLibrary) -> None:
     assert general.fast_geometry().equals_cctbx
 
 
-def test_bad_samples_are_told_as_cctbx_does(built: Callable[[str], BuiltModel]) -> None:
-    model = built(PDB_7N2L)
+def test_bad_samples_are_told_as_cctbx_does(own: Callable[[str], BuiltModel]) -> None:
+    model = own(PDB_7N2L)
     samples = shaken(model, 6, 0.1)
     unrestrained = int(np.flatnonzero(~model.atom_mask)[0])
     samples[1, unrestrained, 2] = np.nan
