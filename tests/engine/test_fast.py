@@ -59,8 +59,8 @@ def test_results_are_those_of_cctbx(own: Callable[[str], BuiltModel]) -> None:
             for name, term in ours.terms.items():
                 assert term.energy == pytest.approx(theirs.terms[name].energy, rel=1e-9)
                 assert term.count == theirs.terms[name].count or name == "nonbonded"
-                own, other = ours.term_gradients[name], theirs.term_gradients[name]
-                np.testing.assert_allclose(own, other, atol=1e-7)
+                mine, other = ours.term_gradients[name], theirs.term_gradients[name]
+                np.testing.assert_allclose(mine, other, atol=1e-7)
 
 
 def test_bonds_to_images_are_counted_as_cctbx_does(library: RestraintLibrary) -> None:
