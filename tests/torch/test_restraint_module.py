@@ -223,6 +223,16 @@ def test_mixed_precision_does_not_reach_it() -> None:
             torch.testing.assert_close(energies_and_gradient(module, places), expected)
 
 
+def test_inference_mode_leaves_nothing_behind() -> None:
+    restraints, coordinates = tensors()
+    module = RestraintModule(restraints)
+    expected = energies_and_gradient(RestraintModule(restraints), coordinates)
+    with torch.inference_mode():
+        torch.testing.assert_close(module(coordinates + 0.0), expected[0])
+        torch.testing.assert_close(module.evaluate(coordinates + 0.0).gradients, expected[1])
+    torch.testing.assert_close(energies_and_gradient(module, coordinates), expected)
+
+
 def test_one_sample_without_a_batch() -> None:
     restraints, coordinates = tensors()
     module = RestraintModule(restraints)

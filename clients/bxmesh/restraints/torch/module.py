@@ -70,17 +70,21 @@ class RestraintModule(nn.Module):
         energies: Any = self._energies
         if len(chunks) > 1 and torch.is_grad_enabled() and coordinates.requires_grad:
             # Kept for the gradient, all chunks would be in memory together.
-            energies = partial(checkpoint, self._energies, use_reentrant=False)
+            energies = partial(
+                checkpoint, self._energies, use_reentrant=False, preserve_rng_state=False
+            )
         prepared = (self._prepared(chunk, number) for number, chunk in enumerate(chunks))
         return torch.cat(
             [energies(chunk, *each).sum(0) for chunk, each in zip(chunks, prepared, strict=True)]
         )
 
+    @torch.inference_mode(False)
     def evaluate(self, coordinates: Tensor, *, per_term: bool = False) -> Evaluation:
         """Returns energies, terms, gradients and what became of each sample; nothing has a graph."""
         chunks = self._checked(coordinates.detach()).split(self.chunk)
         parts = [
-            self._evaluated(chunk, number, per_term=per_term) for number, chunk in enumerate(chunks)
+            self._evaluated(chunk.clone(), number, per_term=per_term)
+            for number, chunk in enumerate(chunks)
         ]
         energies, codes, gradients, pairs = zip(*parts, strict=True)
         terms = torch.cat(energies, 1)

@@ -14,8 +14,8 @@ from bxmesh.restraints.torch.contacts import Contacts, contacts_of, to_image
 from bxmesh.restraints.torch.evaluation import Status
 from bxmesh.restraints.torch.functions import dot, placed
 from bxmesh.restraints.torch.images import ImagePairs, Lattice, lattice_of
-from bxmesh.restraints.torch.pairs import pairs_to_images, pairs_within
-from bxmesh.restraints.torch.symmetry import to_images
+from bxmesh.restraints.torch.operators import pairs_to_images, pairs_within
+from bxmesh.restraints.torch.symmetry import frames, to_images
 from bxmesh.restraints.torch.terms import keep
 
 __all__ = ["CODES", "Found", "Neighbours", "Plausibility"]
@@ -69,11 +69,13 @@ class Neighbours(nn.Module):
         # What a compiled module does cannot depend on what went before.
         if torch.compiler.is_compiling():
             return self._search(sites, good)
-        sites = torch.where(good[:, None], sites, torch.nan)
-        kept = self._kept.get(number)
-        if kept is None or self._have_moved(sites, kept[0], good):
-            self._kept[number] = kept = sites, self._search(sites.nan_to_num(), good)
-        return kept[1]
+        # What is kept may be wanted for a gradient later.
+        with torch.inference_mode(False), torch.no_grad():
+            reference = torch.where(good[:, None], sites, torch.nan)
+            kept = self._kept.get(number)
+            if kept is None or self._have_moved(reference, kept[0], good):
+                self._kept[number] = kept = reference, self._search(sites, good)
+            return kept[1]
 
     def _have_moved(self, sites: Tensor, reference: Tensor, good: Tensor) -> bool:
         if (sites.shape, sites.dtype, sites.device) != (
@@ -106,22 +108,13 @@ class Plausibility(nn.Module):
     def __init__(self, restraints: Restraints, *, isolated: bool) -> None:
         super().__init__()
         self._longest = float(restraints["max_bond_distance"][0])
-        to_space, to_cell = restraints["orthogonalization"], restraints["fractionalization"]
         atoms, operator = restraints["close_atoms"].astype(np.int64), restraints["close_operator"]
         image = to_image(restraints)
         within = ~image & (atoms[:, 0] < atoms[:, 1])
         if isolated:
             image = np.zeros_like(image)
-        rotation = to_space @ restraints["symmetry_rotations"][operator[image]] @ to_cell
-        cells = restraints["symmetry_translations"][operator[image]]
-        cells = cells + restraints["close_shift"][image]
-        keep(
-            self,
-            close=atoms[within].T,
-            image=atoms[image].T,
-            rotation=rotation.transpose(1, 2, 0)[:, :, np.newaxis],
-            offset=(to_space @ cells.T)[:, np.newaxis],
-        )
+        rotation, offset = frames(restraints, operator[image], restraints["close_shift"][image])
+        keep(self, close=atoms[within].T, image=atoms[image].T, rotation=rotation, offset=offset)
 
     @torch.no_grad()
     def forward(self, sites: Tensor) -> Tensor:
