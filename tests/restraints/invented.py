@@ -10,6 +10,7 @@ from bxmesh.restraints.layout import FIELDS
 
 Floats = NDArray[np.float64]
 
+CELL = np.array([11.0, 13.0, 12.0])
 GROUPS = {
     "P 1": [((1, 1, 1), (0, 0, 0))],
     "P 2": [((1, 1, 1), (0, 0, 0)), ((-1, 1, -1), (0, 0, 0))],
@@ -27,21 +28,21 @@ _COUNTS = {"B": 6, "Y": 2, "A": 5, "D": 6, "C": 3, "P": 3, "L": 2, "T": 3, "E": 
 def invented(
     seed: int, atoms: int = 12, group: str = "P 21", *, special: bool = False, masked: int = 1
 ) -> tuple[Restraints, Floats]:
-    """Returns restraints of that many atoms and more that have none, and sites [N, 3]."""
+    """Returns restraints of at least 10 atoms and more that have none, and sites [N, 3]."""
     random = np.random.default_rng(seed)
     total = atoms + masked
     sites = random.normal(0, 1.2 * atoms ** (1 / 3), (total, 3)) + random.uniform(-30, 30, 3)
     restrained = np.sort(random.permutation(total)[:atoms])
-    draw = _Draw(random, restrained)
+    draw = _Draw(random, restrained, sites / CELL)
     rotations = np.array([np.diag(each) for each, _ in GROUPS[group]])
     translations = np.array([each for _, each in GROUPS[group]], dtype=float)
     lengths = {**_COUNTS, "N": total, "S": len(rotations)}
     tensors: dict[str, Any] = {
         "layout_version": [LAYOUT_VERSION],
         "atom_mask": np.isin(np.arange(total), restrained),
-        "unit_cell": np.array([11.0, 13, 12, 90, 90, 90]),
-        "orthogonalization": np.diag([11.0, 13, 12]),
-        "fractionalization": np.diag([1 / 11, 1 / 13, 1 / 12]),
+        "unit_cell": [*CELL, 90, 90, 90],
+        "orthogonalization": np.diag(CELL),
+        "fractionalization": np.diag(1 / CELL),
         "symmetry_rotations": rotations,
         "symmetry_translations": translations,
         "max_bond_distance": [1000],
@@ -82,8 +83,10 @@ def _exponents(random: np.random.Generator) -> tuple[float, float]:
 
 
 class _Draw:
-    def __init__(self, random: np.random.Generator, restrained: NDArray[Any]) -> None:
-        self._random, self._restrained = random, restrained
+    def __init__(
+        self, random: np.random.Generator, restrained: NDArray[Any], places: Floats
+    ) -> None:
+        self._random, self._restrained, self._places = random, restrained, places
 
     def atoms(self, count: int, members: int) -> NDArray[Any]:
         return np.array(
@@ -99,7 +102,7 @@ class _Draw:
         kind = name.rsplit("_", 1)[1]
         low, high = {
             "weight": (0.1, 5),
-            "slack": (0, 0.1),
+            "slack": (-2 if "dihedral" in name else 0, 0.1 if "bond" in name else 2),
             "limit": (1, 20),
             "ideal": (1, 4) if "bond" in name or "chir" in name else (0, 170),
         }[kind]
@@ -115,18 +118,30 @@ class _Draw:
         }
 
     def images(self, name: str, count: int, rotations: Any, translations: Any) -> dict[str, Any]:
-        """Atoms and images of others as each sees the other; `count` is even."""
+        """Atoms and images of others, as each sees the other; `count` is even."""
         rows = []
-        for i, j in self.atoms(count // 2, 2):
-            operator, shift = self._random.integers(len(rotations)), self._random.integers(-1, 2, 3)
+        for _ in range(count // 2):
+            i, j, operator, shift = self._near_image(rotations, translations)
+            rotation, translation = rotations[operator], translations[operator]
             # The group's rotations are their own inverses.
-            back = -rotations[operator] @ (translations[operator] + shift) - translations[operator]
-            rows += [(i, j, operator, shift), (j, i, operator, np.rint(back))]
+            back = np.rint(-rotation @ (translation + shift) - translation)
+            rows += [(i, j, operator, shift), (j, i, operator, back)]
         return {
             f"{name}_atoms": [(i, j) for i, j, *_ in rows],
             f"{name}_operator": [operator for *_, operator, _ in rows],
             f"{name}_shift": [shift for *_, shift in rows],
         }
+
+    def _near_image(self, rotations: Any, translations: Any) -> tuple[int, int, int, Floats]:
+        """Returns an atom, another, and the operator and cells that move that near it."""
+        found = []
+        for i, j in self.atoms(10, 2):
+            operator = int(self._random.integers(len(rotations)))
+            step = self._places[i] - rotations[operator] @ self._places[j] - translations[operator]
+            shift = np.rint(step)
+            found.append((np.linalg.norm(CELL * (step - shift)), i, j, operator, shift))
+        _, *nearest = min(found, key=lambda each: float(each[0]))
+        return tuple(nearest)
 
     def close(self, count: int, rotations: Any, translations: Any) -> dict[str, Any]:
         half = self.images("close", count // 2 // 2 * 2, rotations, translations)
@@ -143,14 +158,17 @@ class _Draw:
         }
 
     def planes(self, lengths: dict[str, int]) -> dict[str, Any]:
-        tensors: dict[str, Any] = {}
-        for name, size in (
-            ("planarity", "P"),
-            ("parallelity_first", "L"),
-            ("parallelity_second", "L"),
-        ):
-            sizes = self._random.integers(4, 9, lengths[size])
-            tensors[f"{name}_offsets"] = np.cumsum([0, *sizes])
-            tensors[f"{name}_atoms"] = np.concatenate([self.atoms(1, each)[0] for each in sizes])
-        tensors["planarity_weight"] = self._random.uniform(1, 50, len(tensors["planarity_atoms"]))
-        return tensors
+        """Planes, and pairs of planes that have no atom in common."""
+        random = self._random
+        sizes = {"planarity": random.integers(4, 9, lengths["P"])}
+        members = {"planarity": [self.atoms(1, size)[0] for size in sizes["planarity"]]}
+        shuffled = self.atoms(lengths["L"], 10)
+        for side, atoms in (("first", shuffled[:, :5]), ("second", shuffled[:, 5:])):
+            name = f"parallelity_{side}"
+            sizes[name] = random.integers(3, 6, lengths["L"])
+            members[name] = [row[:size] for row, size in zip(atoms, sizes[name], strict=True)]
+        return {
+            "planarity_weight": random.uniform(1, 50, sizes["planarity"].sum()),
+            **{f"{name}_offsets": np.cumsum([0, *sizes[name]]) for name in sizes},
+            **{f"{name}_atoms": np.concatenate(members[name]) for name in sizes},
+        }

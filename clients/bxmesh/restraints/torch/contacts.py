@@ -82,7 +82,7 @@ def close_tables(
     mask = restraints["atom_mask"]
     first, second = (np.cumsum(mask) - 1)[restraints["close_atoms"][chosen].T]
     keys = (first * mask.sum() + second) * images + image
-    order = np.argsort(keys)
+    order = np.argsort(keys, kind="stable")
     bonds = restraints["close_bonds"][chosen].astype(np.int64)
     return torch.tensor(keys[order]), torch.tensor(bonds[order])
 
