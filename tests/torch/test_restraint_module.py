@@ -234,6 +234,18 @@ def test_inference_mode_leaves_nothing_behind() -> None:
     torch.testing.assert_close(energies_and_gradient(module, coordinates), expected)
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_all_is_made_on_the_device_of_the_coordinates(group: str) -> None:
+    restraints, coordinates = tensors(group=group)
+    module = RestraintModule(restraints, chunk=2)
+    expected = energies_and_gradient(RestraintModule(restraints), coordinates)
+    with torch.device("meta"):
+        energies, gradient = energies_and_gradient(module, coordinates)
+        result = module.evaluate(coordinates, per_term=True)
+    torch.testing.assert_close((energies, gradient), expected)
+    torch.testing.assert_close((result.energies, result.gradients), expected)
+
+
 def test_one_sample_without_a_batch() -> None:
     restraints, coordinates = tensors()
     module = RestraintModule(restraints)
