@@ -79,7 +79,7 @@ def _beside_torchref(evaluator: Evaluator, sites: Floats) -> list[Figure]:
 def _with_torchref(
     torchref: TorchRef, evaluator: Evaluator, sites: Floats, jitter: float
 ) -> Figure:
-    mine, theirs = _p50(evaluator, sites, jitter, 1, lambda: torchref.step(jitter))
+    mine, theirs = _p50(evaluator, sites, jitter, 1, lambda: torchref.step(jitter), CALLS // 10)
     return Figure(
         f"the same, steps of {jitter} Å, beside TorchRef's geometry target, in float32",
         theirs / mine,
@@ -102,7 +102,12 @@ def _compared(
 
 
 def _p50(
-    evaluator: Evaluator, sites: Floats, jitter: float, samples: int, other: Callable[[], None]
+    evaluator: Evaluator,
+    sites: Floats,
+    jitter: float,
+    samples: int,
+    other: Callable[[], None],
+    calls: int = CALLS,
 ) -> tuple[float, float]:
     """The median times of one of our samples, and of the other."""
     random, ours = np.random.default_rng(0), count()
@@ -112,5 +117,5 @@ def _p50(
     async def evaluate() -> None:
         evaluator(places[next(ours) % PLACES])
 
-    mine, theirs = asyncio.run(p50_in_turn(evaluate, other, CALLS))
+    mine, theirs = asyncio.run(p50_in_turn(evaluate, other, calls))
     return mine / samples, theirs
