@@ -165,7 +165,7 @@ class _Draw:
         shuffled = self.atoms(lengths["L"], 10)
         for side, atoms in (("first", shuffled[:, :5]), ("second", shuffled[:, 5:])):
             name = f"parallelity_{side}"
-            sizes[name] = random.integers(3, 6, lengths["L"])
+            sizes[name] = random.integers(4, 6, lengths["L"])
             members[name] = [row[:size] for row, size in zip(atoms, sizes[name], strict=True)]
         return {
             "planarity_weight": random.uniform(1, 50, sizes["planarity"].sum()),

@@ -37,7 +37,9 @@ def test_evaluators_agree(
         np.testing.assert_allclose(
             theirs.terms[name], energies, rtol=digits, atol=few, err_msg=name
         )
-        few = 10 * digits * max(1.0, np.abs(gradients).max())
+        # A plane nearly in line turns with the last digits of its atoms.
+        loss = 500 if single and name == "parallelity" else 10
+        few = loss * digits * max(1.0, np.abs(gradients).max())
         np.testing.assert_allclose(
             theirs.term_gradients[name], gradients, rtol=0, atol=few, err_msg=name
         )

@@ -17,7 +17,8 @@ from bxmesh.restraints.torch.contacts import MOST_PAIRS, Contacts, between, meet
 
 __all__ = ["Pairs", "Runs", "blocks", "near_pairs"]
 
-_AT_ONCE = 2**21
+# Candidates looked at together: what stays in a cache, or keeps a GPU busy.
+_AT_ONCE_ON_CPU, _AT_ONCE_ON_GPU = 2**18, 2**22
 # Half of the columns around one, which do not look into it in turn.
 _COLUMNS = ((0, 1), (1, -1), (1, 0), (1, 1))
 _LEAST_EDGE = 1.0
@@ -52,13 +53,14 @@ class Runs(NamedTuple):
 
 
 def blocks(runs: Runs, crowded: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields runs, and of which of them and which point each candidate is, about two million at once.
+    """Yields runs, and of which of them and which point each candidate is, some at once.
 
     Samples of which no more are wanted may be told meanwhile in `crowded` [B].
     """
     ends = runs.length.cumsum(0)
     every = int(ends[-1])
-    steps = torch.tensor(range(_AT_ONCE, every, _AT_ONCE), device=ends.device)
+    at_once = _AT_ONCE_ON_CPU if ends.device.type == "cpu" else _AT_ONCE_ON_GPU
+    steps = torch.tensor(range(at_once, every, at_once), device=ends.device)
     edges = [0, *(torch.searchsorted(ends, steps) + 1).tolist(), len(ends)]
     for first, last in pairwise(edges):
         count = runs.length[first:last]
