@@ -5,8 +5,11 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from bxmesh.restraints import Evaluation, Evaluator, Restraints, Status
+from bxmesh.restraints import Evaluation, Evaluator, Restraints
 from bxmesh.restraints.torch import RestraintModule
+
+# Threads that wait for each other by spinning take all the time there is when others use the processors.
+torch.set_num_threads(1)
 
 
 class TorchEvaluator:
@@ -21,7 +24,7 @@ class TorchEvaluator:
             energies=result.energies.numpy(),
             terms={name: energies.numpy() for name, energies in result.terms.items()},
             gradients=result.gradients.numpy(),
-            statuses=tuple(Status(status.value) for status in result.statuses),
+            statuses=result.statuses,
             pairs=result.pairs.numpy(),
             term_gradients={name: each.numpy() for name, each in result.term_gradients.items()},
         )

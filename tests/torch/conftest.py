@@ -14,6 +14,9 @@ from bxmesh.server.embedded import EmbeddedMesh
 from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, wheel_file
 from tests.mesh.conftest import start_mesh, wait_until_it_serves
 
+# Threads that wait for each other by spinning take all the time there is when others use the processors.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def only_local_credentials(monkeypatch: pytest.MonkeyPatch) -> None:

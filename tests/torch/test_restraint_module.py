@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from bxmesh.client.torch import RestraintModule
-from bxmesh.restraints import Restraints, RestraintsError
-from bxmesh.restraints import Status as ProcessorStatus
+from bxmesh.restraints import Restraints, RestraintsError, Status
 from bxmesh.restraints.layout import FIELDS
-from bxmesh.restraints.torch import Status
 from tests.restraints.invented import GROUPS, invented
 
 ATOMS = 14
@@ -131,12 +129,6 @@ def test_what_overflows_is_not_finite() -> None:
     assert result.statuses == (Status.NON_FINITE,) * 3
     assert not result.gradients.any()
     assert module.evaluate(coordinates).statuses == (Status.OK,) * 3
-
-
-def test_statuses_are_those_of_processors() -> None:
-    assert [(each.name, each.value) for each in Status] == [
-        (each.name, each.value) for each in ProcessorStatus
-    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from bxmesh.restraints.errors import RestraintsError
 from bxmesh.restraints.layout import LAYOUT_VERSION, TERMS
 from bxmesh.restraints.restraints import Restraints
+from bxmesh.restraints.status import Status
 
 if TYPE_CHECKING:
-    from bxmesh.restraints.evaluator import Evaluation, Evaluator, Status
+    from bxmesh.restraints.evaluator import Evaluation, Evaluator
 
 __all__ = [
     "LAYOUT_VERSION",
@@ -25,7 +26,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # numba takes a second to import and is not everybody's: only those who evaluate need it.
-    if name in ("Evaluation", "Evaluator", "Status"):
+    if name in ("Evaluation", "Evaluator"):
         from bxmesh.restraints import evaluator
 
         return getattr(evaluator, name)

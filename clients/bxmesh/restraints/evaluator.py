@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,10 @@ from bxmesh.restraints.kernels.neighbours import (
 from bxmesh.restraints.kernels.sample import System, sample_energies
 from bxmesh.restraints.layout import TERMS
 from bxmesh.restraints.restraints import Restraints
+from bxmesh.restraints.status import Status
 from bxmesh.restraints.system import system
 
-__all__ = ["Evaluation", "Evaluator", "Status"]
+__all__ = ["Evaluation", "Evaluator"]
 
 BUFFER = 0.5
 """How much farther than contacts reach pairs are listed, in Å."""
@@ -40,21 +40,6 @@ _ROOM = 1024
 _MOST_LISTED_ATOMS = 250_000
 
 Floats = NDArray[np.float64]
-
-
-class Status(Enum):
-    """What became of one sample."""
-
-    OK = "ok"
-    """Computed."""
-    NON_FINITE = "non_finite"
-    """Coordinates of restrained atoms, or the energy, are NaN or infinite."""
-    OUT_OF_RANGE = "out_of_range"
-    """A restrained atom is more than 10 000 Å from the origin on an axis."""
-    EXPLODED = "exploded"
-    """Atoms up to three bonds apart are farther from each other than `max_bond_distance`."""
-    CROWDED = "crowded"
-    """Millions of pairs of atoms are in contact."""
 
 
 @dataclass(frozen=True, eq=False)

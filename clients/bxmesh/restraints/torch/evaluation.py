@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
 from torch import Tensor
 
-__all__ = ["Evaluation", "Status"]
+from bxmesh.restraints.status import Status
 
-
-class Status(Enum):
-    """What became of one sample; the same names and values as of the evaluator on the processor.
-
-    That one is in a module which needs numba.
-    """
-
-    OK = "ok"
-    """Computed."""
-    NON_FINITE = "non_finite"
-    """Coordinates of restrained atoms, or the energy, are NaN or infinite."""
-    OUT_OF_RANGE = "out_of_range"
-    """A restrained atom is more than 10 000 Å from the origin on an axis."""
-    EXPLODED = "exploded"
-    """Atoms up to three bonds apart are farther from each other than `max_bond_distance`."""
-    CROWDED = "crowded"
-    """Millions of pairs of atoms are in contact."""
+__all__ = ["Evaluation"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from bxmesh.restraints.errors import RestraintsError
 from bxmesh.restraints.layout import TERMS
 from bxmesh.restraints.restraints import Restraints
+from bxmesh.restraints.status import Status
 from bxmesh.restraints.torch.bonded import Angles, Bonds, Chiralities, Dihedrals
-from bxmesh.restraints.torch.evaluation import Evaluation, Status
+from bxmesh.restraints.torch.evaluation import Evaluation
 from bxmesh.restraints.torch.neighbours import CODES, Found, Neighbours, Plausibility
 from bxmesh.restraints.torch.planes import Parallelities, Planarities
 from bxmesh.restraints.torch.repulsion import Repulsion

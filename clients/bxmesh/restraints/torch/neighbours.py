@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bxmesh.restraints.restraints import Restraints
+from bxmesh.restraints.status import Status
 from bxmesh.restraints.torch.cells import Pairs
 from bxmesh.restraints.torch.contacts import Contacts, contacts_of, to_image
-from bxmesh.restraints.torch.evaluation import Status
 from bxmesh.restraints.torch.functions import dot, placed
 from bxmesh.restraints.torch.images import ImagePairs, Lattice, lattice_of
 from bxmesh.restraints.torch.operators import pairs_to_images, pairs_within
