@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import subprocess
 import sys
 
@@ -74,6 +75,7 @@ def test_compiled_in_one_piece() -> None:
 
 
 @compiling
+@pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch compiles for processors with g++.")
 def test_compiled_to_machine_code() -> None:
     """Of bonds and contacts, as the rest takes a minute to compile."""
     restraints, coordinates = tensors()
