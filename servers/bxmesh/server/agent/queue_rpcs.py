@@ -13,7 +13,7 @@ from bxmesh.server.agent.letter_mutations import purge_letters, replay_letters
 from bxmesh.server.agent.letter_pages import list_letters
 from bxmesh.server.agent.letters import Letter
 from bxmesh.server.agent.mesh import AgentMesh, caller
-from bxmesh.server.agent.mutations import Mutation
+from bxmesh.server.mutations import Mutation
 from bxmesh.server.agent.queue_figures import queue_stats, require_mailbox
 from bxmesh.server.errors import permission_denied
 from bxmesh.server.interceptors import current_identity

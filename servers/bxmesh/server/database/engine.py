@@ -1,0 +1,150 @@
+"""The connection to the database, brought up to date when it is opened."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from bxmesh.server.database.migration import upgrade
+from bxmesh.server.errors import MeshError, unavailable
+
+__all__ = ["Database", "database_url", "open_database"]
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+}
+_CONNECT_SECONDS = 10.0
+_BUSY_SECONDS = 10.0
+_POOL = 8
+_WRITES = "bxmesh_writes"
+
+
+class Database:
+    """Transactions, each on a connection of its own.
+
+    What the database does not do, because it is away, locked for too long or full, is a MeshError
+    UNAVAILABLE; a violated constraint stays an IntegrityError for the caller.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self.dialect = engine.dialect.name
+        """`sqlite` or `postgresql`."""
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that only reads."""
+        with database_errors():
+            async with self._engine.connect() as connection, connection.begin():
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that is kept when the block ends without an error."""
+        with database_errors():
+            async with self._engine.connect() as connection:
+                await connection.execution_options(**{_WRITES: True})
+                async with connection.begin():
+                    yield connection
+
+
+@contextlib.asynccontextmanager
+async def open_database(url: str) -> AsyncIterator[Database]:
+    """Opens a database by URL and brings its tables up to date. Raises OSError, which says why, when
+    it cannot be used."""
+    engine = _engine(database_url(url))
+    try:
+        try:
+            async with engine.connect() as connection:
+                await connection.execution_options(**{_WRITES: True})
+                async with connection.begin():
+                    await connection.run_sync(upgrade)
+        except (SQLAlchemyError, OSError) as error:
+            shown = make_url(url).render_as_string(hide_password=True)
+            raise OSError(f"The database {shown} cannot be used: {_first_line(error)}") from error
+        yield Database(engine)
+    finally:
+        await engine.dispose()
+
+
+def database_url(text: str) -> URL:
+    """Returns the URL with the driver that we use; raises ValueError for what is none of ours."""
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise ValueError("must be a URL, sqlite:///PATH or postgresql://USER@HOST/NAME") from None
+    driver = _DRIVERS.get(url.get_backend_name())
+    if driver is None:
+        raise ValueError(f"{url.get_backend_name()} is neither sqlite nor postgresql")
+    return url.set(drivername=driver)
+
+
+@contextlib.contextmanager
+def database_errors() -> Any:
+    """Turns the database being away, or refusing, into a MeshError UNAVAILABLE."""
+    try:
+        yield
+    except DBAPIError as error:
+        if type(error).__name__ == "IntegrityError":
+            raise
+        raise _away(_first_line(error)) from error
+    except (PoolTimeoutError, ConnectionError, TimeoutError) as error:
+        raise _away(_first_line(error)) from error
+
+
+def _away(why: str) -> MeshError:
+    return unavailable(
+        f"The database does not answer as it should: {why[:120]}",
+        retry_after=1.0,
+        reason="DATABASE_UNAVAILABLE",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    cause = getattr(error, "orig", None) or error
+    return (str(cause).splitlines() or [type(cause).__name__])[0]
+
+
+def _engine(url: URL) -> AsyncEngine:
+    if url.get_backend_name() != "sqlite":
+        return create_async_engine(
+            url,
+            pool_size=_POOL,
+            max_overflow=_POOL,
+            pool_timeout=_CONNECT_SECONDS,
+            pool_pre_ping=True,
+            connect_args={"timeout": _CONNECT_SECONDS},
+        )
+    if url.database:
+        # What is kept there concerns its owner only.
+        Path(url.database).touch(mode=0o600)
+    engine = create_async_engine(
+        url, pool_size=_POOL, max_overflow=_POOL, connect_args={"timeout": _BUSY_SECONDS}
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(connection: Any, record: object) -> None:
+        # The driver would begin transactions by itself, and too late for the lock of a writer.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begun(connection: Any) -> None:
+        writes = connection.get_execution_options().get(_WRITES)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
