@@ -1,0 +1,1 @@
+"""Chains: graphs of steps, what they say and whether they can run."""
