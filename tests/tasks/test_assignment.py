@@ -308,7 +308,8 @@ CELL = {
     ("value", "path"),
     [
         ({"n": 2, "names": ["a"]}, None),
-        ({"n": 2, "pattern": "a" * 64 + "!"}, None),
+        ({"n": 2, "pattern": "a" * 64}, None),
+        ({"n": 2, "pattern": "a" * 64 + "!"}, "spec.parameters.pattern"),
         ({}, "spec.parameters"),
         ({"n": 0}, "spec.parameters.n"),
         ({"n": "2"}, "spec.parameters.n"),

@@ -13,8 +13,8 @@ from google.protobuf.message import DecodeError
 
 from bxmesh.agent.v1 import message_pb2, queue_pb2
 from bxmesh.server.agent.deliveries import MessageTypes
-from bxmesh.server.mutations import Mutation
 from bxmesh.server.errors import MeshError, invalid_argument, resource_exhausted
+from bxmesh.server.mutations import Mutation
 from bxmesh.server.streams import WorkQueue
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.mailbox_scripts import POST_AGAIN

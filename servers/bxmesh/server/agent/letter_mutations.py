@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from bxmesh.agent.v1 import queue_pb2
 from bxmesh.server.agent.letter_pages import newest, scan
 from bxmesh.server.agent.letters import Letter
-from bxmesh.server.mutations import Mutation
 from bxmesh.server.errors import invalid_argument
+from bxmesh.server.mutations import Mutation
 from bxmesh.server.streams import DeadLetters, WorkQueue
 from bxmesh.server.streams.dead_letters import Replayed
 from bxmesh.server.tasks import TaskStore

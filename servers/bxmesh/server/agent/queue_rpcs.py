@@ -13,10 +13,10 @@ from bxmesh.server.agent.letter_mutations import purge_letters, replay_letters
 from bxmesh.server.agent.letter_pages import list_letters
 from bxmesh.server.agent.letters import Letter
 from bxmesh.server.agent.mesh import AgentMesh, caller
-from bxmesh.server.mutations import Mutation
 from bxmesh.server.agent.queue_figures import queue_stats, require_mailbox
 from bxmesh.server.errors import permission_denied
 from bxmesh.server.interceptors import current_identity
+from bxmesh.server.mutations import Mutation
 from bxmesh.server.security.ownership import may_change
 from bxmesh.server.streams import WorkQueue
 from bxmesh.server.streams.connection import redis_errors
