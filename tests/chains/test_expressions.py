@@ -215,7 +215,7 @@ BIG = {
     "big": [1.0] * 100_000,
     "text": "a" * 1_000_000,
     "s": "x" * 100,
-    "deep": [[[[[]]]]],
+    "deep": [[[[[[[[[[[]]]]]]]]]]],
 }
 HOSTILE_EVALUATIONS = {
     "nested all": "input.l.all(a, input.l.all(b, input.l.all(c, true)))",
@@ -225,7 +225,7 @@ HOSTILE_EVALUATIONS = {
     "copies of a text": "input.l.map(a, input.text)",
     "doubled text": doubling(20, "{0} + {0}"),
     "shared parts": doubling(20, "[{0}, {0}]"),
-    "shared parts under a map": doubling(14, "{{'a': {0}, 'b': {0}}}"),
+    "shared parts under a map": doubling(14, "{{'a': {0}, 'b': {0}, 'c': {0}}}"),
     "sums of texts": "input.l.map(a, input.text + string(a))",
     "comparisons of texts": "input.l.all(a, input.text + 'b' == input.text + 'b')",
     "order of texts": "input.l.all(a, input.l.all(b, input.text <= input.text))",
@@ -241,7 +241,7 @@ HOSTILE_EVALUATIONS = {
     "sorting by force": "input.l.filter(a, input.l.filter(b, b < a).size() == -1)",
     "absorbed errors": "input.l.exists(a, input.l.exists(b, input.l.exists(c, c.d)))",
     "absorbed budget": "input.l.all(a, input.l.all(b, input.l.all(c, true))) || true",
-    "a deep result": "[" * 40 + "1" + "]" * 40,
+    "a deep result": "[" * 20 + "input.deep" + "]" * 20,
 }
 
 
