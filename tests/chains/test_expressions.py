@@ -215,7 +215,7 @@ BIG = {
     "big": [1.0] * 100_000,
     "text": "a" * 1_000_000,
     "s": "x" * 100,
-    "deep": [[[[[[[[[[[]]]]]]]]]]],
+    "deep": [[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]],
 }
 HOSTILE_EVALUATIONS = {
     "nested all": "input.l.all(a, input.l.all(b, input.l.all(c, true)))",

@@ -9,18 +9,12 @@ from typing import Any
 from lark import Token
 
 from bxmesh.server.chains.cel.evaluation import MACROS, Code, Frame, decided, each
+from bxmesh.server.chains.cel.functions import FUNCTIONS, METHODS
+from bxmesh.server.chains.cel.operators import OPERATORS
 from bxmesh.server.chains.cel.problems import Budget, EvaluationError, SourceError, quoted
 from bxmesh.server.chains.cel.scope import Scope, to_json
 from bxmesh.server.chains.cel.syntax import Node, parse, text_of
-from bxmesh.server.chains.cel.values import (
-    FUNCTIONS,
-    METHODS,
-    OPERATORS,
-    at,
-    boolean,
-    kind,
-    negative,
-)
+from bxmesh.server.chains.cel.values import at, boolean, kind, negative
 
 __all__ = ["Path", "Program", "compile_program"]
 
