@@ -92,10 +92,10 @@ def _boxes(run: ChainRun) -> dict[str, _Box]:
         done = found.get(step.step_id, StepRun())
         state = _state(done.state)
         lines = [step.step_id, _call(step, done), _course(state, done)]
-        if step.condition:
-            lines.append(f"if {step.condition}")
-        elif done.HasField("error"):
+        if done.HasField("error"):
             lines.append(done.error.message)
+        elif step.condition:
+            lines.append(f"if {step.condition}")
         after = tuple(dict.fromkeys(before for before in step.after if before in names))
         boxes[step.step_id] = _Box(step, after, state, tuple(lines), done.error.message)
     return boxes
@@ -135,10 +135,11 @@ def _class(state: str) -> str:
 
 def _shown(text: str, longest: int = _LONGEST_LINE) -> str:
     """Others' text, cut, with what cannot be seen as escapes: XML may not have it either."""
-    cut = text if len(text) <= longest else f"{text[: longest - 1]}…"
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in cut
+    visible = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode()
+        for each in text[: longest + 1]
     )
+    return visible if len(visible) <= longest else f"{visible[: longest - 1]}…"
 
 
 def _mermaid_text(text: str) -> str:
@@ -168,17 +169,18 @@ def _edges(boxes: dict[str, _Box], layout: Layout) -> Iterator[str]:
 
 def _drawn(box: _Box, middle: float, top: float) -> str:
     fill, border = _COLOURS[box.state]
-    x = middle - WIDTH / 2
+    place = f'x="{middle - WIDTH / 2:g}" y="{top:g}" width="{WIDTH}" height="{HEIGHT}"'
     tip = "\n".join(escape(_shown(line, 400)) for line in (*box.lines, box.error) if line)
-    weights = (' font-weight="bold"', *[""] * len(box.lines))
     rows = [
-        f'<text x="{x + 12:g}" y="{top + 20 + index * _LINE:g}"{weight}>{escape(_shown(line))}</text>'
-        for index, (line, weight) in enumerate(zip(box.lines, weights, strict=False))
+        f'<text x="12" y="{20 + index * _LINE}">{escape(_shown(line))}</text>'
+        for index, line in enumerate(box.lines)
     ]
+    rows[0] = rows[0].replace("<text", '<text font-weight="bold"', 1)
+    inner = "".join(rows)
+    # What is within the inner picture cannot leave it, however wide its letters are.
     return (
-        f"<g><title>{tip}</title>"
-        f'<rect x="{x:g}" y="{top:g}" width="{WIDTH}" height="{HEIGHT}" rx="8" fill="{fill}"'
-        f' stroke="{border}" stroke-width="1.5"/>{"".join(rows)}</g>'
+        f'<g><title>{tip}</title><rect {place} rx="8" fill="{fill}" stroke="{border}"'
+        f' stroke-width="1.5"/><svg {place}>{inner}</svg></g>'
     )
 
 
