@@ -15,16 +15,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from bxmesh.agent.v1 import agent_service_pb2
+from bxmesh.agent.v1 import agent_service_pb2, function_service_pb2
 from bxmesh.geometry.v1 import geometry_service_pb2
 from bxmesh.registry.v1 import registry_service_pb2
 from bxmesh.security.v1 import security_service_pb2
 from bxmesh.server.activity import OFF, Activity, recording
 from bxmesh.server.agent.service import agent_service
 from bxmesh.server.bundles import BundleStore
+from bxmesh.server.database import open_database
 from bxmesh.server.embedded_valkey import EmbeddedValkey
 from bxmesh.server.errors import MeshError
 from bxmesh.server.execution_limits import ExecutionLimits
+from bxmesh.server.functions.queue import function_queue_options
+from bxmesh.server.functions.service import function_service
 from bxmesh.server.geometry.agent.capabilities import CAPABILITIES
 from bxmesh.server.geometry.mesh import GeometryMesh
 from bxmesh.server.geometry.queue import queue_options
@@ -41,6 +44,7 @@ from bxmesh.server.security import mesh_key
 from bxmesh.server.security.admin_key import load_or_create
 from bxmesh.server.security.belonging import belong
 from bxmesh.server.security.guard import Guard, guard
+from bxmesh.server.security.on_behalf import Deputy
 from bxmesh.server.security.outpost import outpost
 from bxmesh.server.security.service import SecurityService
 from bxmesh.server.settings import Settings
@@ -160,6 +164,7 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     server.admin_address = add_port(
         admin, settings.admin_listen or f"unix:{settings.run_dir}/admin.sock", settings
     )
+    add_port(grpc_server, _inside(settings), settings, inside=True)
     await grpc_server.start()
     await admin.start()
     await health.check()
@@ -171,6 +176,11 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     for drain in drains:
         stack.callback(drain)
     _in_background(stack, health.run)
+
+
+def _inside(settings: Settings) -> str:
+    """Where this process reaches its own services, whatever it listens on."""
+    return f"unix:{settings.run_dir}/inside.sock"
 
 
 async def _add_services(
@@ -214,13 +224,28 @@ async def _add_services(
         )
         names.append(offer(grpc_server, registry_service_pb2, registry))
         drains.append(registry.drain)
+    work_queues = [server.queue]
+    if "functions" in settings.services:
+        queue = WorkQueue(redis, function_queue_options(settings))
+        functions = await stack.enter_async_context(
+            function_service(
+                settings,
+                redis,
+                await stack.enter_async_context(open_database(settings.database)),
+                queue,
+                Deputy(secured.mesh.tokens, _inside(settings)),
+            )
+        )
+        work_queues.append(queue)
+        names.append(offer(grpc_server, function_service_pb2, functions))
+        drains.append(functions.drain)
     if "agent" in settings.services:
         agents = await stack.enter_async_context(
             agent_service(
                 settings,
                 redis,
                 tasks,
-                (server.queue,),
+                tuple(work_queues),
                 server.activity,
                 secured.rules,
                 secured.data,

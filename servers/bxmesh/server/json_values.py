@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from google.protobuf.struct_pb2 import Struct, Value
 
-__all__ = ["Json", "NotJsonError", "json_fields", "json_of", "value_of"]
+__all__ = ["Json", "NotJsonError", "TooLargeError", "json_fields", "json_of", "value_of"]
 
 Json: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 
@@ -60,6 +59,10 @@ def value_of(value: object, most_bytes: int = 4 << 20) -> Value:
     return result
 
 
+class TooLargeError(NotJsonError):
+    """A value of more bytes than there may be."""
+
+
 class _Writer:
     def __init__(self, most_bytes: int) -> None:
         self.most = self.left = most_bytes
@@ -106,7 +109,7 @@ class _Writer:
     def _take(self, size: int, path: str) -> None:
         self.left -= size
         if self.left < 0:
-            raise NotJsonError("", f"is larger than {self.most} bytes")
+            raise TooLargeError("", f"is larger than {self.most} bytes")
 
 
 def _number(value: int | float, path: str) -> float:
@@ -120,8 +123,3 @@ def _number(value: int | float, path: str) -> float:
 
 def _kind(value: object) -> str:
     return f"a {type(value).__name__}"[:80]
-
-
-def size_of(value: Json) -> int:
-    """Returns about how many bytes a value has as JSON."""
-    return len(json.dumps(value, ensure_ascii=False))

@@ -27,12 +27,15 @@ def is_local(address: str) -> bool:
     return address.startswith("unix:") or host in _LOOPBACK_NAMES or host.startswith("127.")
 
 
-def add_port(server: grpc.aio.Server, address: str, settings: Settings) -> str:
-    """Binds a server and returns the address with the port it got.
+def add_port(
+    server: grpc.aio.Server, address: str, settings: Settings, *, inside: bool = False
+) -> str:
+    """Binds a server and returns the address with the port it got; one for `inside`, in a directory
+    of our own, has no TLS.
 
     Raises InsecureListenError for other than loopback without TLS, OSError when the address is taken.
     """
-    credentials = _tls(settings)
+    credentials = None if inside else _tls(settings)
     if credentials is None and not is_local(address) and not settings.allow_insecure:
         raise InsecureListenError(
             f"{address} can be reached by others and TLS is off. Run `bxmesh tls init` and give --tls, "

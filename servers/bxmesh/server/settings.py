@@ -15,8 +15,15 @@ from bxmesh.client.endpoint import state_directory
 from bxmesh.server.streams.mailboxes import MailboxOptions
 from bxmesh.server.streams.seals import Seals, seals_of
 
-Service = Literal["geometry", "registry", "agent", "security", "workers"]
-SERVICES: tuple[Service, ...] = ("geometry", "registry", "agent", "security", "workers")
+Service = Literal["geometry", "registry", "agent", "functions", "security", "workers"]
+SERVICES: tuple[Service, ...] = (
+    "geometry",
+    "registry",
+    "agent",
+    "functions",
+    "security",
+    "workers",
+)
 
 # The kernel takes 108 bytes for the path of a unix socket, with its final zero.
 _LONGEST_SOCKET_DIR = 60
@@ -132,6 +139,18 @@ class Settings(BaseSettings):
     message_history_lifetime: float = Field(default=86400.0, gt=0)
     """How long they are kept after the last of them."""
 
+    database_url: SecretStr = SecretStr("")
+    """Where functions and definitions are kept: postgresql://USER@HOST/NAME or sqlite:///PATH; empty
+    means mesh.db in the state directory."""
+    function_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1, le=256)
+    """Sandbox processes, and with them executions of functions at a time."""
+    function_queue: int = Field(default=1000, ge=1)
+    """Executions that may wait for one of them."""
+    execution_days: float = Field(default=30.0, gt=0)
+    """How many days an execution is kept."""
+    max_executions: int = Field(default=1_000_000, ge=1)
+    """How many are."""
+
     token_key_days: int = Field(default=30, ge=1)
     """How many days a key signs tokens before the next one does."""
     token_audiences: tuple[str, ...] = ()
@@ -186,6 +205,11 @@ class Settings(BaseSettings):
         if self.tls_certificate is None or self.tls_key is None:
             raise ValueError("TLS needs both --tls-certificate and --tls-key.")
         return self.tls_certificate, self.tls_key
+
+    @property
+    def database(self) -> str:
+        """The URL of the database."""
+        return self.database_url.get_secret_value() or f"sqlite:///{self.state_dir / 'mesh.db'}"
 
     @property
     def bundle_dir(self) -> Path:

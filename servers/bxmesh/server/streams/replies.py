@@ -7,7 +7,7 @@ import contextlib
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from types import TracebackType
 
 import grpc
@@ -190,6 +190,17 @@ class WorkClient:
             farewell.add_done_callback(self._farewells.discard)
             if not submission.finished:
                 await asyncio.shield(farewell)
+
+    @contextlib.contextmanager
+    def following(self, queue: WorkQueue, ticket: Ticket) -> Iterator[Submission]:
+        """Hears how an item goes that was, or will be, added with the reply channel of this server;
+        leaving the block lets it be."""
+        submission = Submission(queue, ticket)
+        self._submissions[ticket.item_id].append(submission)
+        try:
+            yield submission
+        finally:
+            self._forget(ticket.item_id, submission)
 
     def _forget(self, item_id: str, submission: Submission) -> None:
         group = self._submissions[item_id]

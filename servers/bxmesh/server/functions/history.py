@@ -1,0 +1,293 @@
+"""The history of executions: written a moment later, many at once, unless it must not be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bxmesh.agent.v1 import function_pb2 as pb
+from bxmesh.server.database import Database
+from bxmesh.server.database.tables import EXECUTIONS
+from bxmesh.server.errors import MeshError, not_found
+from bxmesh.server.functions.records import ENDED, Record, duration_of, microseconds
+from bxmesh.server.streams.ending import Background
+
+__all__ = ["History", "Statistics", "no_such_execution"]
+
+_log = logging.getLogger(__name__)
+
+_C = EXECUTIONS.c
+# Its states come first.
+_OPEN = _C.state < min(ENDED)
+_GATHER_SECONDS = 0.05
+_MOST_GATHERED = 10_000
+_ROWS_AT_ONCE = 500
+_SWEEP_SECONDS = 300.0
+# Longer than any execution: what still runs after that has lost its server.
+_LOST_SECONDS = 2 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Figures over the executions that are kept and have ended. Durations are in microseconds."""
+
+    executions: int
+    completed: int
+    limited: int
+    p50: int
+    p95: int
+    p99: int
+    last: int
+    """The end of the last one, in microseconds since 1970."""
+
+
+class History(Background):
+    """All executions; an async context manager, within which they are written and forgotten."""
+
+    def __init__(self, database: Database, days: float, most: int) -> None:
+        """Takes how many days an execution is kept, and how many are."""
+        self._database = database
+        self._days = days
+        self._most = most
+        self._gathered: dict[str, Record] = {}
+        self._some = asyncio.Event()
+        self._swept = 0.0
+        self._dropped = 0
+
+    def note(self, record: Record) -> None:
+        """Remembers how an execution stands; it is written within a moment."""
+        name = record.execution.execution_id
+        if len(self._gathered) >= _MOST_GATHERED and name not in self._gathered:
+            # The database is away, or far too slow.
+            self._dropped += 1
+            return
+        self._gathered[name] = record
+        self._some.set()
+
+    async def keep(self, record: Record) -> None:
+        """Writes how an execution stands now. Raises MeshError UNAVAILABLE without the database."""
+        self._gathered.pop(record.execution.execution_id, None)
+        async with self._database.writing() as connection:
+            await self._write(connection, [record])
+
+    async def forget(self, execution_id: str) -> None:
+        """Removes an execution that never was. Raises likewise."""
+        async with self._database.writing() as connection:
+            await connection.execute(delete(EXECUTIONS).where(_C.execution_id == execution_id))
+
+    async def get(self, execution_id: str) -> Record:
+        """Returns an execution; raises MeshError NOT_FOUND, and UNAVAILABLE without the database."""
+        record = await self._look(execution_id)
+        if record is None:
+            # Another server may be about to write it.
+            await asyncio.sleep(2 * _GATHER_SECONDS)
+            record = await self._look(execution_id)
+        if record is None:
+            raise no_such_execution(execution_id)
+        return record
+
+    async def _look(self, execution_id: str) -> Record | None:
+        if record := self._gathered.get(execution_id):
+            return record
+        async with self._database.reading() as connection:
+            row = (
+                await connection.execute(select(EXECUTIONS).where(_C.execution_id == execution_id))
+            ).one_or_none()
+        # It may have been written in between.
+        return self._gathered.get(execution_id) or (_record(row) if row else None)
+
+    async def page(
+        self,
+        before: str,
+        count: int,
+        *,
+        owner: str = "",
+        name: str = "",
+        version: str = "",
+        states: Sequence[int] = (),
+    ) -> list[pb.Execution]:
+        """Returns executions, the newest first, without what they printed; those older than
+        `before`, unless it is empty."""
+        await self._flush()
+        query = select(EXECUTIONS).order_by(_C.execution_id.desc()).limit(count)
+        for wanted, column in (
+            (owner, _C.owner),
+            (name, _C.function_name),
+            (version, _C.function_version),
+        ):
+            if wanted:
+                query = query.where(column == wanted)
+        if states:
+            query = query.where(_C.state.in_(states))
+        if before:
+            query = query.where(_C.execution_id < before)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [pb.Execution.FromString(row.execution) for row in rows]
+
+    async def statistics(self, name: str, version: str) -> Statistics:
+        """Returns the figures of a function; of all its versions when that is empty."""
+        await self._flush()
+        ours = (_C.function_name == name) & _C.state.in_(ENDED)
+        if version:
+            ours &= _C.function_version == version
+        async with self._database.reading() as connection:
+            rows = (
+                await connection.execute(
+                    select(_C.state, func.count(), func.max(_C.end_time))
+                    .where(ours)
+                    .group_by(_C.state)
+                )
+            ).all()
+            counts = {state: count for state, count, _ in rows}
+            timed = ours & (_C.duration >= 0)
+            total = await connection.scalar(
+                select(func.count()).select_from(EXECUTIONS).where(timed)
+            )
+            p50, p95, p99 = [
+                await self._quantile(connection, timed, total or 0, fraction)
+                for fraction in (0.5, 0.95, 0.99)
+            ]
+        return Statistics(
+            sum(counts.values()),
+            counts.get(pb.EXECUTION_STATE_COMPLETED, 0),
+            counts.get(pb.EXECUTION_STATE_LIMIT_EXCEEDED, 0),
+            p50,
+            p95,
+            p99,
+            max((last for _, _, last in rows), default=0),
+        )
+
+    @staticmethod
+    async def _quantile(
+        connection: AsyncConnection, which: ColumnElement[bool], total: int, fraction: float
+    ) -> int:
+        found = await connection.scalar(
+            select(_C.duration)
+            .where(which)
+            .order_by(_C.duration)
+            .offset(max(0, min(total - 1, int(total * fraction))))
+            .limit(1)
+        )
+        return found or 0
+
+    # Keeping
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._some.wait()
+                await asyncio.sleep(_GATHER_SECONDS)
+                await self._flush_or_wait()
+                if time.monotonic() - self._swept > _SWEEP_SECONDS:
+                    self._swept = time.monotonic()
+                    await self._sweep()
+        finally:
+            await self._flush_or_wait()
+
+    async def _flush_or_wait(self) -> None:
+        try:
+            await self._flush()
+        except MeshError as error:
+            _log.warning("executions wait to be written: %s", error.message)
+            await asyncio.sleep(1.0)
+        if self._dropped:
+            _log.warning("%d executions are missing in the history", self._dropped)
+            self._dropped = 0
+
+    async def _flush(self) -> None:
+        while self._gathered:
+            records = list(self._gathered.values())[:_ROWS_AT_ONCE]
+            async with self._database.writing() as connection:
+                await self._write(connection, records)
+            for record in records:
+                name = record.execution.execution_id
+                if self._gathered.get(name) is record:
+                    del self._gathered[name]
+        self._some.clear()
+
+    async def _write(self, connection: AsyncConnection, records: Iterable[Record]) -> None:
+        new: Any = (sqlite if self._database.dialect == "sqlite" else postgresql).insert(EXECUTIONS)
+        changed = ("state", "end_time", "duration", "execution", "printed")
+        await connection.execute(
+            new.on_conflict_do_update(
+                index_elements=[_C.execution_id],
+                set_={name: new.excluded[name] for name in changed},
+                # What has ended stays as it is.
+                where=_OPEN,
+            ),
+            [_row(record) for record in records],
+        )
+
+    async def _sweep(self) -> None:
+        oldest = f"{time.time_ns() - int(self._days * 86400e9):016x}"
+        lost = f"{time.time_ns() - int(_LOST_SECONDS * 1e9):016x}"
+        try:
+            async with self._database.writing() as connection:
+                first = await connection.scalar(
+                    select(_C.execution_id)
+                    .order_by(_C.execution_id.desc())
+                    .offset(self._most)
+                    .limit(1)
+                )
+                await connection.execute(
+                    delete(EXECUTIONS).where(_C.execution_id <= max(oldest, first or ""))
+                )
+                rows = await connection.execute(
+                    select(EXECUTIONS).where(_OPEN, _C.durable == 0, _C.execution_id < lost)
+                )
+                if gone := [_lost(_record(row)) for row in rows]:
+                    await self._write(connection, gone)
+        except MeshError as error:
+            _log.warning("old executions stay for now: %s", error.message)
+
+
+def _row(record: Record) -> dict[str, Any]:
+    execution = pb.Execution()
+    execution.CopyFrom(record.execution)
+    execution.ClearField("printed")
+    return {
+        "execution_id": execution.execution_id,
+        "function_name": execution.function_name,
+        "function_version": execution.function_version,
+        "owner": execution.owner,
+        "state": execution.state,
+        "durable": int(record.durable),
+        "end_time": microseconds(execution.end_time),
+        "duration": duration_of(execution),
+        "execution": execution.SerializeToString(),
+        # PostgreSQL's text holds no zero bytes.
+        "printed": record.execution.printed.replace("\0", "\N{REPLACEMENT CHARACTER}"),
+    }
+
+
+def _record(row: Any) -> Record:
+    execution = pb.Execution.FromString(row.execution)
+    execution.printed = row.printed
+    return Record(execution, bool(row.durable))
+
+
+def _lost(record: Record) -> Record:
+    execution = record.execution
+    execution.state = pb.EXECUTION_STATE_FAILED
+    execution.end_time.GetCurrentTime()
+    error = not_found("The server that ran it is gone.", reason="SERVER_LOST")
+    execution.error.CopyFrom(error.to_status())
+    return record
+
+
+def no_such_execution(execution_id: str) -> MeshError:
+    """The error for an execution that there is not, or no longer, or that the caller does not see."""
+    return not_found(
+        f"There is no execution {execution_id}; they are kept for some time only.",
+        reason="EXECUTION_NOT_FOUND",
+        execution_id=execution_id,
+    )

@@ -1,0 +1,203 @@
+"""FunctionService: stored functions and their executions, for callers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import grpc
+from redis.asyncio import Redis
+
+from bxmesh.agent.v1 import function_pb2 as pb
+from bxmesh.server.database import Database
+from bxmesh.server.errors import invalid_argument
+from bxmesh.server.functions.cache import FunctionCache
+from bxmesh.server.functions.checking import Checks
+from bxmesh.server.functions.execution_rpcs import ExecutionRpcs
+from bxmesh.server.functions.executor import Executor
+from bxmesh.server.functions.history import History
+from bxmesh.server.functions.host_functions import HOST_FUNCTIONS
+from bxmesh.server.functions.mesh import FunctionMesh
+from bxmesh.server.functions.sandbox import sandbox
+from bxmesh.server.functions.store import FunctionStore, Stored, no_such_function
+from bxmesh.server.functions.versions import LATEST, digest_of, is_version
+from bxmesh.server.functions.work import durable_executions
+from bxmesh.server.interceptors import current_identity
+from bxmesh.server.mutations import Mutation
+from bxmesh.server.open_streams import OpenStreams
+from bxmesh.server.pages import page_of
+from bxmesh.server.security.on_behalf import Deputy
+from bxmesh.server.security.ownership import shared_team
+from bxmesh.server.settings import Settings
+from bxmesh.server.streams import WorkClient, WorkQueue
+from bxmesh.server.streams.ending import end_tasks
+from bxmesh.server.streams.listening import listen
+
+__all__ = ["FunctionService", "function_service"]
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_DEFAULT_ENTRY = "main"
+
+
+@asynccontextmanager
+async def function_service(
+    settings: Settings, redis: Redis, database: Database, queue: WorkQueue, deputy: Deputy
+) -> AsyncIterator[FunctionService]:
+    """A service with all that it needs, within a block."""
+    async with AsyncExitStack() as stack:
+        box = await stack.enter_async_context(sandbox(settings.function_workers))
+        checks = Checks({pb.FUNCTION_ENGINE_SANDBOX: box}, HOST_FUNCTIONS)
+        history = await stack.enter_async_context(
+            History(database, settings.execution_days, settings.max_executions)
+        )
+        executor = Executor(checks, history, settings.function_workers, settings.function_queue)
+        store = FunctionStore(database)
+        cache = FunctionCache(redis, store)
+        client = await stack.enter_async_context(WorkClient(redis))
+        durable = await stack.enter_async_context(
+            durable_executions(queue, client, cache, executor, deputy, settings.function_workers)
+        )
+        mesh = FunctionMesh(
+            redis, queue.keys, checks, store, cache, history, executor, durable, deputy
+        )
+        listener = asyncio.create_task(
+            listen(redis, (mesh.cancellations,), lambda channel, data: mesh.hear(data))
+        )
+        stack.push_async_callback(end_tasks, listener)
+        yield FunctionService(mesh)
+
+
+class FunctionService(ExecutionRpcs):
+    """All RPCs of the function service."""
+
+    def __init__(self, mesh: FunctionMesh) -> None:
+        self._mesh = mesh
+        self._streams = OpenStreams()
+
+    def drain(self) -> None:
+        """Ends open streams with UNAVAILABLE (SERVER_STOPPING) and takes no more."""
+        self._streams.end()
+
+    async def CreateFunction(
+        self, request: pb.CreateFunctionRequest, context: Context
+    ) -> pb.CreateFunctionResponse:
+        """Checks and stores a function."""
+        identity = current_identity()
+        mutation = self._mutation("CreateFunction", request.request_id)
+        if answer := await mutation.answered(pb.CreateFunctionResponse()):
+            return answer
+        for index, alias in enumerate(request.aliases):
+            _require_alias(f"aliases[{index}]", alias)
+        function = pb.Function()
+        function.CopyFrom(request.function)
+        function.entry_point = function.entry_point or _DEFAULT_ENTRY
+        function.ClearField("aliases")
+        function.digest = digest_of(function)
+        await self._mesh.checks.check(function)
+        if request.validate_only:
+            return pb.CreateFunctionResponse(function=function)
+        stored, existed = await self._mesh.store.create(
+            function, identity, shared_team(identity, function.visibility), request.aliases
+        )
+        await self._mesh.cache.changed()
+        return await mutation.settle(
+            pb.CreateFunctionResponse(function=stored.function, existed=existed)
+        )
+
+    async def UpdateFunctionAlias(
+        self, request: pb.UpdateFunctionAliasRequest, context: Context
+    ) -> pb.UpdateFunctionAliasResponse:
+        """Moves an alias."""
+        mutation = self._mutation("UpdateFunctionAlias", request.request_id)
+        if answer := await mutation.answered(pb.UpdateFunctionAliasResponse()):
+            return answer
+        _require_alias("alias", request.alias)
+        if request.alias == LATEST:
+            raise invalid_argument("alias", f"{LATEST} always means what was stored last")
+        identity = current_identity()
+        await self._seen(request.name, request.version or request.alias)
+        stored = await self._mesh.store.point(
+            request.name, request.alias, request.version, identity
+        )
+        await self._mesh.cache.changed()
+        return await mutation.settle(pb.UpdateFunctionAliasResponse(function=stored.function))
+
+    async def GetFunction(
+        self, request: pb.GetFunctionRequest, context: Context
+    ) -> pb.GetFunctionResponse:
+        """Returns a function with its code."""
+        stored = await self._seen(request.name, request.version)
+        return pb.GetFunctionResponse(function=stored.function)
+
+    async def ListFunctions(
+        self, request: pb.ListFunctionsRequest, context: Context
+    ) -> pb.ListFunctionsResponse:
+        """Lists functions, or the versions of one."""
+        identity, store = current_identity(), self._mesh.store
+        found = await (store.versions(request.name) if request.name else store.latest())
+        functions = [
+            _without_code(stored.function)
+            for stored in found
+            if stored.seen_by(identity)
+            and all(stored.function.labels.get(k) == v for k, v in request.labels.items())
+        ]
+        if request.name and not found:
+            raise no_such_function(request.name, "")
+        # Sorted already; places are numbers, so that versions page like names.
+        places = {id(function): f"{index:08}" for index, function in enumerate(functions)}
+        name = (lambda f: f.name) if not request.name else (lambda f: places[id(f)])
+        page, token = page_of(functions, name, request)
+        return pb.ListFunctionsResponse(functions=page, next_page_token=token)
+
+    async def DeleteFunction(
+        self, request: pb.DeleteFunctionRequest, context: Context
+    ) -> pb.DeleteFunctionResponse:
+        """Deletes a function or one version."""
+        mutation = self._mutation("DeleteFunction", request.request_id)
+        if answer := await mutation.answered(pb.DeleteFunctionResponse()):
+            return answer
+        await self._seen(request.name, request.version)
+        await self._mesh.store.delete(request.name, request.version, current_identity())
+        await self._mesh.cache.changed()
+        return await mutation.settle(pb.DeleteFunctionResponse())
+
+    async def GetFunctionStats(
+        self, request: pb.GetFunctionStatsRequest, context: Context
+    ) -> pb.GetFunctionStatsResponse:
+        """Counts executions and their times."""
+        stored = await self._seen(request.name, request.version)
+        version = stored.function.version if request.version else ""
+        figures = await self._mesh.history.statistics(request.name, version)
+        answer = pb.GetFunctionStatsResponse(
+            executions=figures.executions,
+            completed=figures.completed,
+            limit_exceeded=figures.limited,
+        )
+        answer.duration_p50.FromMicroseconds(figures.p50)
+        answer.duration_p95.FromMicroseconds(figures.p95)
+        answer.duration_p99.FromMicroseconds(figures.p99)
+        if figures.last:
+            answer.last_time.FromMicroseconds(figures.last)
+        return answer
+
+    async def _seen(self, name: str, wanted: str) -> Stored:
+        return await self._mesh.seen(name, wanted, current_identity())
+
+    def _mutation(self, method: str, request_id: str) -> Mutation:
+        mesh = self._mesh
+        return Mutation(mesh.redis, mesh.keys, method, current_identity().id, request_id)
+
+
+def _require_alias(field: str, alias: str) -> None:
+    if is_version(alias) or alias.startswith("sha256"):
+        raise invalid_argument(field, f"{alias} looks like a version; an alias is a word")
+
+
+def _without_code(function: pb.Function) -> pb.Function:
+    listed = pb.Function()
+    listed.CopyFrom(function)
+    listed.ClearField("code")
+    return listed

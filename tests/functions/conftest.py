@@ -1,0 +1,24 @@
+"""A server for the tests of a module."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.functions.mesh import Caller, World
+from tests.functions.mesh import world as run_world
+
+
+@pytest.fixture
+async def world(redis: Redis, shared_valkey: str) -> AsyncIterator[World]:
+    """A running server on an empty Redis and an empty database."""
+    async with run_world(shared_valkey) as running:
+        yield running
+
+
+@pytest.fixture
+async def admin(world: World) -> Caller:
+    """Who may do everything."""
+    return world.admin
