@@ -287,3 +287,21 @@ def test_any_failures_end_the_run(after: dict[str, list[str]], data: st.DataObje
     for name, before in after.items():
         if any(states[b] == FAILED for b in before):
             assert states[name] == SKIPPED
+
+
+def test_a_mapping_is_bounded_as_a_whole() -> None:
+    one = "size(input.l.map(a, input.l.map(b, a))) > 0"
+    few = graph(step("a", gets={"x": one}))
+    assert few.input_of("a", {"l": [1.0] * 150}, {}) == {"x": True}
+    many = graph(step("a", gets={f"x{n}": one for n in range(64)}))
+    with pytest.raises(MeshError, match="steps"):
+        many.input_of("a", {"l": [1.0] * 150}, {})
+    copies = graph(step("a", gets={f"x{n}": "input.t" for n in range(64)}))
+    with pytest.raises(MeshError, match="larger than"):
+        copies.input_of("a", {"t": "x" * 100_000}, {})
+    deep: Any = 1.0
+    for _ in range(28):
+        deep = [deep]
+    assert graph(step("a", gets={"x.y": "input"})).input_of("a", deep, {}) == {"x": {"y": deep}}
+    with pytest.raises(MeshError, match="levels deep"):
+        graph(step("a", gets={"x.y.z": "input"})).input_of("a", deep, {})

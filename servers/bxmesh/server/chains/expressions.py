@@ -54,11 +54,11 @@ class Expression:
         """What it picks, when it does nothing else."""
         return self._program.path
 
-    def evaluate(self, scope: Scope) -> Any:
-        """Returns the value, as JSON has it; raises MeshError FAILED_PRECONDITION
-        (EXPRESSION_FAILED) when there is none, or none within the bounds."""
+    def evaluate(self, scope: Scope, levels: int = 0) -> Any:
+        """Returns the value, as JSON has it, to stand so many levels deep; raises MeshError
+        FAILED_PRECONDITION (EXPRESSION_FAILED) when there is none, or none within the bounds."""
         try:
-            return self._program.run(scope)
+            return self._program.run(scope, levels)
         except EvaluationError as error:
             raise self._failed(str(error)) from None
 

@@ -63,5 +63,5 @@ class Mapping:
             place = result
             for part in parts[:-1]:
                 place = place.setdefault(part, {})
-            place[parts[-1]] = expression.evaluate(scope)
+            place[parts[-1]] = expression.evaluate(scope, len(parts))
         return result

@@ -11,8 +11,8 @@ from lark import Token
 from bxmesh.server.chains.cel.evaluation import MACROS, Code, Frame, decided, each
 from bxmesh.server.chains.cel.functions import FUNCTIONS, METHODS
 from bxmesh.server.chains.cel.operators import OPERATORS
-from bxmesh.server.chains.cel.problems import Budget, EvaluationError, SourceError, quoted
-from bxmesh.server.chains.cel.scope import Scope, to_json
+from bxmesh.server.chains.cel.problems import EvaluationError, SourceError, quoted
+from bxmesh.server.chains.cel.scope import Scope
 from bxmesh.server.chains.cel.syntax import Node, parse, text_of
 from bxmesh.server.chains.cel.values import at, boolean, kind, negative
 
@@ -38,9 +38,9 @@ class Program:
     path: Path | None
     _code: Code
 
-    def run(self, scope: Scope) -> Any:
-        """Returns the value as JSON; raises EvaluationError."""
-        return to_json(self._code(Frame(scope, Budget())))
+    def run(self, scope: Scope, levels: int = 0) -> Any:
+        """Returns the value as JSON, to stand so many levels deep; raises EvaluationError."""
+        return scope.written(self._code(Frame(scope, scope.budget)), levels)
 
 
 def compile_program(source: str) -> Program:

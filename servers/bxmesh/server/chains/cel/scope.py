@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bxmesh.server.chains.cel.problems import EvaluationError, quoted
+from bxmesh.server.chains.cel.problems import Budget, EvaluationError, quoted
 
-__all__ = ["Scope", "to_json"]
+__all__ = ["Scope"]
 
 # A protobuf value is read to a depth of 100 messages; a map in a run takes three for each level.
 _DEEPEST = 30
@@ -20,7 +20,8 @@ _BYTES_PER_VALUE = 8
 class Scope:
     """The chain's input, and the outputs of the steps that have one.
 
-    Each is read when an expression first asks for it: several expressions share a scope.
+    Each is read when an expression first asks for it. The expressions that share a scope share its
+    budget and what they may give.
     """
 
     def __init__(self, input: Any, outputs: Mapping[str, Any]) -> None:
@@ -28,6 +29,8 @@ class Scope:
         self._input = input
         self._outputs = outputs
         self._read: dict[str | None, Any] = {}
+        self._left = _MOST_OUTPUT
+        self.budget = Budget()
 
     def has(self, step: str) -> bool:
         """Says whether a step has an output."""
@@ -48,6 +51,30 @@ class Scope:
             self._read[root] = _with_doubles(value, _DEEPEST_INPUT)
         return self._read[root]
 
+    def written(self, value: Any, levels: int) -> Any:
+        """Returns a copy of a result that shares no parts, to stand so many levels deep; raises
+        EvaluationError for what is too large, too deep, or has numbers that JSON cannot have."""
+        if levels > _DEEPEST:
+            raise EvaluationError(f"the result is more than {_DEEPEST} levels deep")
+        self._give(value if isinstance(value, str) else "")
+        match value:
+            case float() if not math.isfinite(value):
+                raise EvaluationError(f"the result has {value}, which JSON does not have")
+            case list():
+                return [self.written(each, levels + 1) for each in value]
+            case dict():
+                copied = {}
+                for key, each in value.items():
+                    self._give(key)
+                    copied[key] = self.written(each, levels + 1)
+                return copied
+        return value
+
+    def _give(self, text: str) -> None:
+        self._left -= _BYTES_PER_VALUE + len(text)
+        if self._left < 0:
+            raise EvaluationError(f"the result is larger than {_MOST_OUTPUT >> 20} MiB")
+
 
 def _with_doubles(value: Any, depth: int) -> Any:
     """Numbers in JSON are doubles, also where Python reads an int."""
@@ -63,36 +90,3 @@ def _with_doubles(value: Any, depth: int) -> Any:
         case dict():
             return {str(key): _with_doubles(each, depth - 1) for key, each in value.items()}
     raise EvaluationError("there are values that JSON does not have")
-
-
-def to_json(value: Any) -> Any:
-    """Returns a copy of a result that shares no parts; raises EvaluationError when it is too large,
-    too deep, or has numbers that JSON cannot have."""
-    return _Writer().copy(value, _DEEPEST)
-
-
-class _Writer:
-    def __init__(self) -> None:
-        self._left = _MOST_OUTPUT
-
-    def copy(self, value: Any, depth: int) -> Any:
-        if depth < 0:
-            raise EvaluationError(f"the result is more than {_DEEPEST} deep")
-        self._spend(value if isinstance(value, str) else "")
-        match value:
-            case float() if not math.isfinite(value):
-                raise EvaluationError(f"the result has {value}, which JSON does not have")
-            case list():
-                return [self.copy(each, depth - 1) for each in value]
-            case dict():
-                copied = {}
-                for key, each in value.items():
-                    self._spend(key)
-                    copied[key] = self.copy(each, depth - 1)
-                return copied
-        return value
-
-    def _spend(self, text: str) -> None:
-        self._left -= _BYTES_PER_VALUE + len(text)
-        if self._left < 0:
-            raise EvaluationError(f"the result is larger than {_MOST_OUTPUT >> 20} MiB")
