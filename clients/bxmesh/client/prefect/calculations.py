@@ -13,12 +13,12 @@ from bxmesh.client.mesh import Source
 from bxmesh.client.minimization import Minimization, MinimizationStep
 from bxmesh.client.models import Model
 from bxmesh.client.options import GradientOptions
+from bxmesh.client.prefect.artifacts import Artifacts
 from bxmesh.client.prefect.connection import MeshConnection, connected
-from bxmesh.client.prefect.progress import Progress
 from bxmesh.client.prefect.reports import report_minimization, report_validation
 from bxmesh.client.prefect.retries import mesh_task
 from bxmesh.client.validation import Validation
-from bxmesh.client.values import Progress as SamplesDone
+from bxmesh.client.values import Progress
 
 __all__ = ["compute_gradients", "create_model", "minimize", "validate"]
 
@@ -56,10 +56,10 @@ def compute_gradients(
     Coordinates are [N, 3] or [B, N, 3] in angstrom, those of the file without any; the timeout is in
     seconds. A progress artifact tells how many samples are done.
     """
-    with Progress(f"gradients of {_model_id(model)}") as progress, connected(mesh) as connection:
+    with Artifacts(f"gradients of {_model_id(model)}") as artifacts, connected(mesh) as connection:
 
-        def tell(so_far: SamplesDone) -> None:
-            progress.tell(so_far.samples_done / max(1, so_far.samples_total), so_far.step)
+        def tell(so_far: Progress) -> None:
+            artifacts.tell(so_far.samples_done / max(1, so_far.samples_total), so_far.step)
 
         return connection.gradients(
             model, coordinates, on_progress=tell, timeout=timeout, **options
@@ -85,10 +85,12 @@ def minimize(
     """
     most = (max_evaluations or _MOST_EVALUATIONS) * max(1, macro_cycles)
     model_id = _model_id(model)
-    with Progress(f"minimization of {model_id}") as progress, connected(mesh) as connection:
+    with Artifacts(f"minimization of {model_id}") as artifacts, connected(mesh) as connection:
 
         def tell(step: MinimizationStep) -> None:
-            progress.tell(step.evaluation / most, f"evaluation {step.evaluation} of {most} at most")
+            artifacts.tell(
+                step.evaluation / most, f"evaluation {step.evaluation} of {most} at most"
+            )
 
         found = connection.minimize(
             model,
@@ -100,7 +102,7 @@ def minimize(
             timeout=timeout,
             **options,
         )
-    report_minimization(model_id, found)
+        report_minimization(artifacts, model_id, found)
     return found
 
 
@@ -118,9 +120,10 @@ def validate(
 
     A markdown artifact has the figures and the worst outliers. See AsyncMesh.validate.
     """
-    with connected(mesh) as connection:
+    model_id = _model_id(model)
+    with Artifacts(f"validation of {model_id}") as artifacts, connected(mesh) as connection:
         found = connection.validate(model, coordinates, html=html, before=before, timeout=timeout)
-    report_validation(_model_id(model), found)
+        report_validation(artifacts, model_id, found)
     return found
 
 

@@ -12,8 +12,8 @@ from bxmesh.client.errors import BxmeshError
 from bxmesh.client.jobs import KINDS, Job, JobPriority, JobResult
 from bxmesh.client.models import Model
 from bxmesh.client.names import invalid
+from bxmesh.client.prefect.artifacts import Artifacts
 from bxmesh.client.prefect.connection import MeshConnection, connected
-from bxmesh.client.prefect.progress import Progress
 from bxmesh.client.prefect.retries import mesh_task
 
 __all__ = ["JobFailed", "submit_job", "wait_for_job"]
@@ -60,9 +60,9 @@ def wait_for_job(job_id: str, *, mesh: MeshConnection | None = None) -> JobResul
 
     A progress artifact follows it. Raises JobFailed, NotFound for an unknown job or an expired result.
     """
-    with Progress(f"job {job_id}") as progress, connected(mesh) as connection:
+    with Artifacts(f"job {job_id}") as artifacts, connected(mesh) as connection:
         for job in connection.jobs.watch(job_id):
-            progress.tell(job.fraction_done, job.step or job.state)
+            artifacts.tell(job.fraction_done, job.step or job.state)
         job = connection.jobs.wait(job_id)
         if job.state == "failed":
             raise _failure(job)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
 from bxmesh.client.minimization import Minimization, MinimizationStep
-from bxmesh.client.prefect.progress import attempt
+from bxmesh.client.prefect.artifacts import Artifacts
 from bxmesh.client.validation import Validation
 
 __all__ = ["report_minimization", "report_validation"]
@@ -15,24 +15,22 @@ __all__ = ["report_minimization", "report_validation"]
 _MOST_OUTLIERS = 20
 
 
-def report_minimization(model_id: str, found: Minimization) -> None:
+def report_minimization(artifacts: Artifacts, model_id: str, found: Minimization) -> None:
     """Writes where a minimization began and ended as the table `bxmesh-minimization`."""
-    attempt(
-        create_table_artifact,
+    table = acreate_table_artifact(
         [_row("start", found.start), _row("best", found.best)],
         key="bxmesh-minimization",
         description=f"{model_id}: {found.reason}, geometry by {found.engine}",
     )
+    artifacts.write(table)
 
 
-def report_validation(model_id: str, found: Validation) -> None:
+def report_validation(artifacts: Artifacts, model_id: str, found: Validation) -> None:
     """Writes figures, the worst outliers and what was not checked as `bxmesh-validation`."""
-    attempt(
-        create_markdown_artifact,
-        "\n".join(_page(found)),
-        key="bxmesh-validation",
-        description=model_id,
+    page = acreate_markdown_artifact(
+        "\n".join(_page(found)), key="bxmesh-validation", description=model_id
     )
+    artifacts.write(page)
 
 
 def _row(name: str, step: MinimizationStep) -> dict[str, str | float | None]:
