@@ -32,6 +32,14 @@ from bxmesh.client.errors import (
     Unavailable,
     Unimplemented,
 )
+from bxmesh.client.functions import (
+    AsyncFunctions,
+    Execution,
+    ExecutionEvent,
+    Function,
+    FunctionFailed,
+    FunctionLimits,
+)
 from bxmesh.client.gradients import Gradients
 from bxmesh.client.jobs import AsyncJobs, Job, JobResult
 from bxmesh.client.layouts import Atom37, Atom37Map
@@ -54,6 +62,7 @@ __all__ = [
     "AgentInfo",
     "AgentState",
     "AsyncBundles",
+    "AsyncFunctions",
     "AsyncJobs",
     "AsyncMesh",
     "AsyncSession",
@@ -67,7 +76,12 @@ __all__ = [
     "DeadlineExceeded",
     "DensityMap",
     "Drop",
+    "Execution",
+    "ExecutionEvent",
     "FailedPrecondition",
+    "Function",
+    "FunctionFailed",
+    "FunctionLimits",
     "GradientOptions",
     "Gradients",
     "InternalError",

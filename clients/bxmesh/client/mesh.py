@@ -20,6 +20,7 @@ from bxmesh.client.connection import Connection, Timeouts
 from bxmesh.client.content import BUNDLE_ID
 from bxmesh.client.data_quality import DataReport
 from bxmesh.client.endpoint import resolve
+from bxmesh.client.functions import AsyncFunctions
 from bxmesh.client.gradients import Gradients, as_coordinates
 from bxmesh.client.health import check_health
 from bxmesh.client.jobs import AsyncJobs
@@ -126,6 +127,8 @@ class AsyncMesh(AgentCalls):
         """Bundles: upload, download, get, list, delete."""
         self.jobs = AsyncJobs(self._connection, self.bundles)
         """Jobs: create, follow, cancel, and read what came out."""
+        self.functions = AsyncFunctions(self._connection)
+        """Stored functions: create, execute, and look at what became of it."""
         self.security = AsyncSecurity(self._connection)
         """Identities, keys, policies, violations and the audit log."""
 

@@ -15,6 +15,7 @@ from bxmesh.client.agents.calls.blocking import BlockingAgentCalls
 from bxmesh.client.blocking import Blocking, Loop, blocking, iterating
 from bxmesh.client.bundles import AsyncBundles
 from bxmesh.client.connection import Timeouts
+from bxmesh.client.functions import AsyncFunctions
 from bxmesh.client.jobs import AsyncJobs
 from bxmesh.client.layouts import Atom37Map
 from bxmesh.client.mesh import AsyncMesh
@@ -24,7 +25,7 @@ from bxmesh.client.signatures import SignatureMode
 from bxmesh.client.steps import Step
 from bxmesh.client.values import XrayValue
 
-__all__ = ["Bundles", "Mesh", "Security", "Session"]
+__all__ = ["Bundles", "Functions", "Mesh", "Security", "Session"]
 
 P = ParamSpec("P")
 
@@ -71,6 +72,26 @@ class Jobs(Blocking[AsyncJobs]):
     watch = iterating(AsyncJobs.watch)
     wait = blocking(AsyncJobs.wait)
     result = blocking(AsyncJobs.result)
+
+
+class Functions(Blocking[AsyncFunctions]):
+    """Stored functions on the mesh; see AsyncFunctions."""
+
+    create = blocking(AsyncFunctions.create)
+    validate = blocking(AsyncFunctions.validate)
+    get = blocking(AsyncFunctions.get)
+    list = iterating(AsyncFunctions.list)
+    versions = iterating(AsyncFunctions.versions)
+    alias = blocking(AsyncFunctions.alias)
+    delete = blocking(AsyncFunctions.delete)
+    call = blocking(AsyncFunctions.call)
+    execute = blocking(AsyncFunctions.execute)
+    stream = iterating(AsyncFunctions.stream)
+    execution = blocking(AsyncFunctions.execution)
+    wait_for_execution = blocking(AsyncFunctions.wait_for_execution)
+    executions = iterating(AsyncFunctions.executions)
+    cancel = blocking(AsyncFunctions.cancel)
+    stats = blocking(AsyncFunctions.stats)
 
 
 class Security(Blocking[AsyncSecurity]):
@@ -189,6 +210,8 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
         """Bundles: upload, download, get, list, delete."""
         self.jobs = Jobs(loop, mesh.jobs)
         """Jobs: create, follow, cancel, and read what came out."""
+        self.functions = Functions(loop, mesh.functions)
+        """Stored functions: create, execute, and look at what became of it."""
         self.security = Security(loop, mesh.security)
         """Identities, keys, policies, violations and the audit log."""
         self._closed = weakref.finalize(self, loop.close, mesh.close)

@@ -1,0 +1,73 @@
+"""What functions take and return, between Python and the contract."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct, Value
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from bxmesh.client.names import invalid
+
+__all__ = ["from_struct", "from_value", "to_struct"]
+
+_LARGEST_INTEGER = 2**53
+
+
+def to_struct(value: object, field: str) -> Struct:
+    """Returns an object of JSON: of a dict, a dataclass or a pydantic model.
+
+    Raises InvalidInput, which names the place below `field`, for what JSON does not hold exactly.
+    """
+    try:
+        plain = to_jsonable_python(value, by_alias=True)
+    except (PydanticSerializationError, UnicodeDecodeError) as error:
+        raise invalid(field, f"{field} has no JSON: {error}") from error
+    if not isinstance(plain, dict):
+        raise invalid(field, f"{field} must be an object with names, not {type(value).__name__}")
+    _require_exact(plain, field)
+    struct = Struct()
+    try:
+        json_format.ParseDict(plain, struct)
+    except json_format.ParseError as error:
+        raise invalid(field, f"{field} cannot be sent: {error}") from error
+    return struct
+
+
+def _require_exact(value: Any, place: str) -> None:
+    match value:
+        case dict():
+            for name, item in value.items():
+                _require_exact(item, f"{place}.{name}")
+        case list():
+            for index, item in enumerate(value):
+                _require_exact(item, f"{place}[{index}]")
+        case int() if abs(value) > _LARGEST_INTEGER:
+            raise invalid(place, f"{place} is beyond 2^53, which JSON readers round: use text")
+        case float() if not math.isfinite(value):
+            raise invalid(place, f"{place} is {value}, which JSON does not have")
+
+
+def from_struct(struct: Struct) -> dict[str, Any]:
+    """Returns the fields of an object."""
+    return {name: from_value(value) for name, value in struct.fields.items()}
+
+
+def from_value(value: Value) -> Any:
+    """Returns a value; whole numbers that a double holds exactly are integers."""
+    match value.WhichOneof("kind"):
+        case "number_value":
+            number = value.number_value
+            whole = number.is_integer() and abs(number) <= _LARGEST_INTEGER
+            return int(number) if whole else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "struct_value":
+            return from_struct(value.struct_value)
+        case "list_value":
+            return [from_value(item) for item in value.list_value.values]
+    return None
