@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,17 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from pydantic import BaseModel
 
-from bxmesh.client import Agent, AsyncMesh, InvalidInput, Mesh, Model, NotFound, TaskContext, task
+from bxmesh.client import (
+    Agent,
+    AsyncMesh,
+    InvalidInput,
+    Mesh,
+    Model,
+    NotFound,
+    TaskContext,
+    Timeouts,
+    task,
+)
 from bxmesh.client.langgraph import (
     MeshState,
     gradients_node,
@@ -56,7 +66,8 @@ class Count(BaseModel):
 
 @dataclass
 class Seen:
-    cancelled: asyncio.Event
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Counter(Agent):
@@ -83,6 +94,7 @@ class Counter(Agent):
 
     @task("count.never", model=Count)
     async def never(self, context: TaskContext, count: Count) -> None:
+        self.seen.begun.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -102,7 +114,7 @@ async def mesh_client(server: EmbeddedMesh) -> AsyncIterator[AsyncMesh]:
 @pytest.fixture
 async def counter(mesh_client: AsyncMesh) -> AsyncIterator[Counter]:
     agent = Counter("counter-1")
-    agent.seen = Seen(asyncio.Event())
+    agent.seen = Seen()
     async with agent.running(mesh_client):
         yield agent
 
@@ -241,6 +253,17 @@ async def test_an_agent_that_has_left_is_told_of(mesh_client: AsyncMesh) -> None
     assert "count.up" in str(gone.content)
 
 
+async def test_a_call_takes_no_longer_than_its_time(server: EmbeddedMesh, counter: Counter) -> None:
+    hasty = AsyncMesh(
+        server.address, state_dir=server.state_dir, timeouts=Timeouts(calculation=0.5)
+    )
+    async with hasty, asyncio.timeout(20):
+        (late,) = await asked(await tool_node(hasty, "count.never"), called("count-never", upto=1))
+        await counter.seen.cancelled.wait()
+    assert late.status == "error"
+    assert late.content == "count.never took longer than 0.5 s (DEADLINE_EXCEEDED)"
+
+
 async def test_progress_and_cancellation(mesh_client: AsyncMesh, counter: Counter) -> None:
     node = await tool_node(mesh_client, "count.never")
     begun = asyncio.Event()
@@ -254,8 +277,7 @@ async def test_progress_and_cancellation(mesh_client: AsyncMesh, counter: Counte
     work = asyncio.create_task(run())
     async with asyncio.timeout(20):
         await begun.wait()
-        while not [task async for task in mesh_client.tasks(states=["running"])]:
-            await asyncio.sleep(0.02)
+        await counter.seen.begun.wait()
         work.cancel()
         await counter.seen.cancelled.wait()
     with pytest.raises(asyncio.CancelledError):
@@ -284,7 +306,7 @@ def test_example_of_nodes(server: EmbeddedMesh) -> None:
 
 
 def test_example_of_tools(server: EmbeddedMesh) -> None:
-    question, wrong, right, answer = output(server, "langgraph_tools.py")
+    _, wrong, right, answer = output(server, "langgraph_tools.py")
     assert "kilodaltons" in wrong
     assert right == 'tool: {"matthews": 2.5, "solvent": 0.51}'
     assert answer == "ai: About half of your crystal is water."

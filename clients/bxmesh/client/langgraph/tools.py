@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -32,8 +33,9 @@ async def mesh_tools(
 
     Calling one assigns a task with the options, and waits for its result: JSON for the model, and
     the value as the message's artifact. A failure is an error message with its reason, never an
-    exception. `geometry.minimize` is named `geometry-minimize`. They are asynchronous only. Raises
-    NotFound for a capability that nobody offers.
+    exception; so is a call that takes longer than the connection's `Timeouts.calculation`.
+    `geometry.minimize` is named `geometry-minimize`. They are asynchronous only. Raises NotFound for
+    a capability that nobody offers.
     """
     found = await offers(mesh, capabilities, which or {})
     return [_tool(mesh, offer, options or {}) for offer in found]
@@ -56,15 +58,20 @@ def _tool(mesh: AsyncMesh, offer: Offer, options: TaskOptions) -> BaseTool:
         def tell(progress: WorkProgress) -> None:
             write({"tool": offer.tool_name, "fraction_done": progress.fraction})
 
+        seconds = mesh._connection.timeouts.calculation
         try:
-            # A call that is cancelled cancels its task.
-            (result,) = await Supervisor(mesh).map(
-                offer.capability,
-                [offer.parameters(arguments)],
-                on_progress=tell,
-                wait_for_agent=False,
-                **options,
-            )
+            # However a call ends early, its task is cancelled.
+            async with asyncio.timeout(seconds):
+                (result,) = await Supervisor(mesh).map(
+                    offer.capability,
+                    [offer.parameters(arguments)],
+                    on_progress=tell,
+                    wait_for_agent=False,
+                    **options,
+                )
+        except TimeoutError as error:
+            said = f"{offer.capability} took longer than {seconds:.3g} s (DEADLINE_EXCEEDED)"
+            raise ToolException(said) from error
         except BxmeshError as error:
             raise ToolException(str(error)) from error
         plain = json_format.MessageToDict(result) if isinstance(result, Message) else result
