@@ -87,6 +87,7 @@ registry.v1.RegistryService
   RegisterAgent KeepAlive DeregisterAgent: agent_register
   GetAgent ListAgents DiscoverAgents SelectAgent WatchAgents GetRegistryStats: registry_read
   GetAgentDefinition ListAgentDefinitions ListAgentDefinitionVersions: registry_read
+  WatchAgentDefinitions: registry_read
   CreateAgentDefinition UpdateAgentDefinition: registry_write
   SetAgentDefinitionState DeleteAgentDefinition: registry_write
 security.v1.SecurityService

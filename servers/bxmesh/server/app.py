@@ -15,19 +15,26 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from bxmesh.agent.v1 import agent_service_pb2, function_service_pb2
+from bxmesh.agent.v1 import agent_service_pb2, chain_service_pb2, function_service_pb2
 from bxmesh.geometry.v1 import geometry_service_pb2
 from bxmesh.registry.v1 import registry_service_pb2
 from bxmesh.security.v1 import security_service_pb2
 from bxmesh.server.activity import OFF, Activity, recording
 from bxmesh.server.agent.service import agent_service
 from bxmesh.server.bundles import BundleStore
+from bxmesh.server.chains.service import chain_queue_options, chain_service
 from bxmesh.server.database import open_database
+from bxmesh.server.definitions.checks import users_of
+from bxmesh.server.definitions.rpcs import DefinitionMesh
+from bxmesh.server.definitions.store import DefinitionStore
 from bxmesh.server.embedded_valkey import EmbeddedValkey
 from bxmesh.server.errors import MeshError
 from bxmesh.server.execution_limits import ExecutionLimits
+from bxmesh.server.functions.cache import FunctionCache
 from bxmesh.server.functions.queue import function_queue_options
 from bxmesh.server.functions.service import function_service
+from bxmesh.server.functions.store import FunctionStore
+from bxmesh.server.functions.visible import VisibleFunctions
 from bxmesh.server.geometry.agent.capabilities import CAPABILITIES
 from bxmesh.server.geometry.mesh import GeometryMesh
 from bxmesh.server.geometry.queue import queue_options
@@ -39,16 +46,17 @@ from bxmesh.server.listening import add_port, write_server_file
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.occupation import Work
 from bxmesh.server.reflection import add_reflection
-from bxmesh.server.registry.service import RegistryService
+from bxmesh.server.registry.with_definitions import FullRegistryService
 from bxmesh.server.security import mesh_key
 from bxmesh.server.security.admin_key import load_or_create
 from bxmesh.server.security.belonging import belong
 from bxmesh.server.security.guard import Guard, guard
-from bxmesh.server.security.on_behalf import Deputy
+from bxmesh.server.security.on_behalf import deputy
 from bxmesh.server.security.outpost import outpost
 from bxmesh.server.security.service import SecurityService
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, QueueGauges, WorkClient, WorkQueue, connect
+from bxmesh.server.streams.change_bell import ChangeBell
 from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.stopped import note_stopped
 from bxmesh.server.tasks import TaskOptions, TaskStore
@@ -217,28 +225,49 @@ async def _add_services(
         drains.append(geometry.drain)
         _in_background(stack, lambda: _sweep(store))
         await stack.enter_async_context(QueueGauges(server.queue))
+    work_queues = [server.queue]
+    if {"registry", "functions", "agent"} & set(settings.services):
+        database = await stack.enter_async_context(open_database(settings.database))
+        functions = FunctionCache(redis, FunctionStore(database))
+        visible = VisibleFunctions(functions)
+        definitions = DefinitionStore(database)
+        inside = await stack.enter_async_context(deputy(secured.mesh.tokens, _inside(settings)))
     if "registry" in settings.services:
         directory = secured.mesh.directory
+        bell = await stack.enter_async_context(ChangeBell(redis, "definitions"))
         registry = await stack.enter_async_context(
-            RegistryService(redis, is_identity=lambda name: directory.identity(name) is not None)
+            FullRegistryService(
+                redis,
+                DefinitionMesh(redis, definitions, visible, bell, LiveAgents(redis).any_of),
+                is_identity=lambda name: directory.identity(name) is not None,
+            )
         )
         names.append(offer(grpc_server, registry_service_pb2, registry))
         drains.append(registry.drain)
-    work_queues = [server.queue]
     if "functions" in settings.services:
         queue = WorkQueue(redis, function_queue_options(settings))
-        functions = await stack.enter_async_context(
+        work_queues.append(queue)
+        function_rpcs = await stack.enter_async_context(
             function_service(
                 settings,
                 redis,
-                await stack.enter_async_context(open_database(settings.database)),
+                database,
+                functions,
                 queue,
-                Deputy(secured.mesh.tokens, _inside(settings)),
+                inside,
+                lambda name: users_of(definitions, name),
             )
         )
+        names.append(offer(grpc_server, function_service_pb2, function_rpcs))
+        drains.append(function_rpcs.drain)
+    if "agent" in settings.services:
+        queue = WorkQueue(redis, chain_queue_options(settings))
         work_queues.append(queue)
-        names.append(offer(grpc_server, function_service_pb2, functions))
-        drains.append(functions.drain)
+        chains = await stack.enter_async_context(
+            chain_service(settings, redis, database, visible, queue, inside)
+        )
+        names.append(offer(grpc_server, chain_service_pb2, chains))
+        drains.append(chains.drain)
     if "agent" in settings.services:
         agents = await stack.enter_async_context(
             agent_service(

@@ -18,6 +18,7 @@ from bxmesh.registry.v1 import agent_pb2
 from bxmesh.server import live_agent_scripts as scripts
 from bxmesh.server.errors import MeshError, failed_precondition, not_found, resource_exhausted
 from bxmesh.server.streams.batching import ScriptBatcher
+from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.scripts import Script
 
 __all__ = [
@@ -263,6 +264,13 @@ class LiveAgents:
         agents = [_agent(*row) for row in zip(rows[0::3], rows[1::3], rows[2::3], strict=True)]
         agents.sort(key=lambda agent: agent.agent_id)
         return Snapshot(agents, revision, expired)
+
+    async def any_of(self, definition_id: str) -> bool:
+        """Whether an agent lives that is one of a definition's; raises MeshError UNAVAILABLE without
+        Redis."""
+        with redis_errors():
+            snapshot = await self.snapshot()
+        return any(agent.definition_id == definition_id for agent in snapshot.agents)
 
     async def changes(self, after: int, most: int) -> tuple[Sequence[AgentChange], int]:
         """Returns the first changes after a revision, and the revision that they lead to.

@@ -280,6 +280,7 @@ class AgentDefinition(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ACTIVE_VERSION_FIELD_NUMBER: _builtins.int
     definition_id: _builtins.str
     """The name, written like an agent's."""
     display_name: _builtins.str
@@ -299,7 +300,9 @@ class AgentDefinition(_message.Message):
     owner: _builtins.str
     """The identity that created it; output only."""
     revision: _builtins.int
-    """Grows with every change, of the state too; output only."""
+    """Grows with every change of any definition, of the state too; output only."""
+    active_version: _builtins.int
+    """The version that hosts run while it is active or draining; 0 when none. Output only."""
     @_builtins.property
     def model(self) -> Global___ModelSettings:
         """The model; not set for a definition of rules or a chain."""
@@ -368,10 +371,11 @@ class AgentDefinition(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        active_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "create_time", b"create_time", "input_schema", b"input_schema", "limits", b"limits", "model", b"model", "output_schema", b"output_schema", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "chain", b"chain", "create_time", b"create_time", "definition_id", b"definition_id", "description", b"description", "display_name", b"display_name", "input_schema", b"input_schema", "labels", b"labels", "limits", b"limits", "max_chain_depth", b"max_chain_depth", "model", b"model", "output_schema", b"output_schema", "owner", b"owner", "replicas", b"replicas", "revision", b"revision", "rules", b"rules", "state", b"state", "system_prompt", b"system_prompt", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_version", b"active_version", "capabilities", b"capabilities", "chain", b"chain", "create_time", b"create_time", "definition_id", b"definition_id", "description", b"description", "display_name", b"display_name", "input_schema", b"input_schema", "labels", b"labels", "limits", b"limits", "max_chain_depth", b"max_chain_depth", "model", b"model", "output_schema", b"output_schema", "owner", b"owner", "replicas", b"replicas", "revision", b"revision", "rules", b"rules", "state", b"state", "system_prompt", b"system_prompt", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -799,3 +803,65 @@ class DeleteAgentDefinitionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteAgentDefinitionResponse: _TypeAlias = DeleteAgentDefinitionResponse  # noqa: Y015
+
+@_typing.final
+class WatchAgentDefinitionsRequest(_message.Message):
+    """WatchAgentDefinitionsRequest follows the definitions until the caller cancels. What runs them reads it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    after_revision: _builtins.int
+    """Only changes after this revision; 0 means all definitions that are active or draining first."""
+    def __init__(
+        self,
+        *,
+        after_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAgentDefinitionsRequest: _TypeAlias = WatchAgentDefinitionsRequest  # noqa: Y015
+
+@_typing.final
+class WatchAgentDefinitionsResponse(_message.Message):
+    """WatchAgentDefinitionsResponse is one change of a definition. Of several in quick succession only the last is told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that the change made: resume after it."""
+    deleted: _builtins.bool
+    """Whether it was deleted."""
+    complete: _builtins.bool
+    """Whether this is the last of the definitions that were there at first; a message without definition says so too
+    when there are none.
+    """
+    @_builtins.property
+    def definition(self) -> Global___AgentDefinition:
+        """The definition: in the version that runs while it is active or draining, else in its newest. Only definition_id
+        and revision are set when it was deleted.
+        """
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        definition: Global___AgentDefinition | None = ...,
+        deleted: _builtins.bool = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "definition", b"definition", "deleted", b"deleted", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAgentDefinitionsResponse: _TypeAlias = WatchAgentDefinitionsResponse  # noqa: Y015

@@ -119,6 +119,11 @@ class RegistryServiceStub(object):
                 request_serializer=bxmesh_dot_registry_dot_v1_dot_agent__definition__pb2.DeleteAgentDefinitionRequest.SerializeToString,
                 response_deserializer=bxmesh_dot_registry_dot_v1_dot_agent__definition__pb2.DeleteAgentDefinitionResponse.FromString,
                 _registered_method=True)
+        self.WatchAgentDefinitions = channel.unary_stream(
+                '/bxmesh.registry.v1.RegistryService/WatchAgentDefinitions',
+                request_serializer=bxmesh_dot_registry_dot_v1_dot_agent__definition__pb2.WatchAgentDefinitionsRequest.SerializeToString,
+                response_deserializer=bxmesh_dot_registry_dot_v1_dot_agent__definition__pb2.WatchAgentDefinitionsResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer(object):
@@ -243,6 +248,14 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchAgentDefinitions(self, request, context):
+        """WatchAgentDefinitions tells the definitions that are active, and then every change: what hosts follow. Resumable by
+        revision.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -325,6 +338,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.DeleteAgentDefinition,
                     request_deserializer=bxmesh_dot_registry_dot_v1_dot_agent__definition__pb2.DeleteAgentDefinitionRequest.FromString,
                     response_serializer=bxmesh_dot_registry_dot_v1_dot_agent__definition__pb2.DeleteAgentDefinitionResponse.SerializeToString,
+            ),
+            'WatchAgentDefinitions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAgentDefinitions,
+                    request_deserializer=bxmesh_dot_registry_dot_v1_dot_agent__definition__pb2.WatchAgentDefinitionsRequest.FromString,
+                    response_serializer=bxmesh_dot_registry_dot_v1_dot_agent__definition__pb2.WatchAgentDefinitionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -762,6 +780,33 @@ class RegistryService(object):
             '/bxmesh.registry.v1.RegistryService/DeleteAgentDefinition',
             bxmesh_dot_registry_dot_v1_dot_agent__definition__pb2.DeleteAgentDefinitionRequest.SerializeToString,
             bxmesh_dot_registry_dot_v1_dot_agent__definition__pb2.DeleteAgentDefinitionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAgentDefinitions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bxmesh.registry.v1.RegistryService/WatchAgentDefinitions',
+            bxmesh_dot_registry_dot_v1_dot_agent__definition__pb2.WatchAgentDefinitionsRequest.SerializeToString,
+            bxmesh_dot_registry_dot_v1_dot_agent__definition__pb2.WatchAgentDefinitionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -77,6 +77,10 @@ class RegistryServiceStub:
     """ListAgentDefinitionVersions lists the versions of a definition in pages."""
     DeleteAgentDefinition: _grpc.UnaryUnaryMultiCallable[_agent_definition_pb2.DeleteAgentDefinitionRequest, _agent_definition_pb2.DeleteAgentDefinitionResponse]
     """DeleteAgentDefinition deletes a definition with all its versions."""
+    WatchAgentDefinitions: _grpc.UnaryStreamMultiCallable[_agent_definition_pb2.WatchAgentDefinitionsRequest, _agent_definition_pb2.WatchAgentDefinitionsResponse]
+    """WatchAgentDefinitions tells the definitions that are active, and then every change: what hosts follow. Resumable by
+    revision.
+    """
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
@@ -125,6 +129,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """ListAgentDefinitionVersions lists the versions of a definition in pages."""
     DeleteAgentDefinition: _aio.UnaryUnaryMultiCallable[_agent_definition_pb2.DeleteAgentDefinitionRequest, _agent_definition_pb2.DeleteAgentDefinitionResponse]  # type: ignore[assignment]
     """DeleteAgentDefinition deletes a definition with all its versions."""
+    WatchAgentDefinitions: _aio.UnaryStreamMultiCallable[_agent_definition_pb2.WatchAgentDefinitionsRequest, _agent_definition_pb2.WatchAgentDefinitionsResponse]  # type: ignore[assignment]
+    """WatchAgentDefinitions tells the definitions that are active, and then every change: what hosts follow. Resumable by
+    revision.
+    """
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """RegistryService knows who is in the mesh and what they can do. Every change of the live agents makes a new
@@ -266,5 +274,15 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_definition_pb2.DeleteAgentDefinitionResponse, _abc.Awaitable[_agent_definition_pb2.DeleteAgentDefinitionResponse]]:
         """DeleteAgentDefinition deletes a definition with all its versions."""
+
+    @_abc_1.abstractmethod
+    def WatchAgentDefinitions(
+        self,
+        request: _agent_definition_pb2.WatchAgentDefinitionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_definition_pb2.WatchAgentDefinitionsResponse], _abc.AsyncIterator[_agent_definition_pb2.WatchAgentDefinitionsResponse]]:
+        """WatchAgentDefinitions tells the definitions that are active, and then every change: what hosts follow. Resumable by
+        revision.
+        """
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

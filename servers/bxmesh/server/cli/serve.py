@@ -42,6 +42,19 @@ _EPILOG = (
     "--state-dir", type=click.Path(path_type=Path, file_okay=False), help="Keys, bundles and queue."
 )
 @click.option(
+    "--database-url",
+    metavar="URL",
+    help="postgresql://USER@HOST/NAME or sqlite:///PATH; mesh.db in the state directory.",
+)
+@click.option(
+    "--function-workers", type=int, metavar="N", help="Functions executed at a time; up to 4."
+)
+@click.option(
+    "--function-queue", type=int, metavar="N", help="Executions that may wait for that; 1000."
+)
+@click.option("--execution-days", type=float, metavar="DAYS", help="Keep executions so long; 30.")
+@click.option("--max-executions", type=int, metavar="N", help="Keep so many; 1,000,000.")
+@click.option(
     "--tls",
     is_flag=True,
     default=None,
@@ -63,12 +76,13 @@ _EPILOG = (
 def serve(services: str | None, listen: str | None, with_parent: bool, **options: Any) -> None:
     """Serve the mesh until it is interrupted."""
     values = {name: value for name, value in options.items() if value is not None}
-    if urlsplit(values.get("redis_url", "")).password:
-        click.echo(
-            "Others on this machine can see the password in --redis-url (ps shows it); "
-            "BXMESH_REDIS_URL hides it.",
-            err=True,
-        )
+    for name in ("redis", "database"):
+        if urlsplit(values.get(f"{name}_url", "")).password:
+            click.echo(
+                f"Others on this machine can see the password in --{name}-url (ps shows it); "
+                f"BXMESH_{name.upper()}_URL hides it.",
+                err=True,
+            )
     if listen is not None and listen != "unix:":
         values["listen"] = listen
     if services is not None:

@@ -17,6 +17,11 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "CHAIN_RUNS",
+    "CHAIN_STEPS",
+    "COUNTERS",
+    "DEFINITIONS",
+    "DEFINITION_VERSIONS",
     "EXECUTIONS",
     "FUNCTIONS",
     "FUNCTION_ALIASES",
@@ -90,3 +95,67 @@ EXECUTIONS = Table(
     Index(None, "function_name", "function_version", "duration"),
 )
 """Executions: `execution` is an agent.v1.Execution without what it printed."""
+
+COUNTERS = Table(
+    "counters",
+    METADATA,
+    Column("name", String(64), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+"""Numbers that only grow. Who counts on keeps others waiting until its transaction ends, so that
+what they number is seen in their order."""
+
+DEFINITIONS = Table(
+    "definitions",
+    METADATA,
+    Column("definition_id", String(128), primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("newest_version", Integer, nullable=False),
+    # 0 for none.
+    Column("active_version", Integer, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    # Stays for those who follow changes.
+    Column("deleted", Integer, nullable=False),
+    # Microseconds since 1970.
+    Column("create_time", BigInteger, nullable=False),
+    Column("update_time", BigInteger, nullable=False),
+    Index(None, "revision"),
+)
+"""Definitions of agents, deleted ones too."""
+
+DEFINITION_VERSIONS = Table(
+    "definition_versions",
+    METADATA,
+    Column("definition_id", String(128), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("definition", LargeBinary, nullable=False),
+    ForeignKeyConstraint(["definition_id"], ["definitions.definition_id"], ondelete="CASCADE"),
+)
+"""What they say: `definition` is a registry.v1.AgentDefinition without what the table above has."""
+
+CHAIN_RUNS = Table(
+    "chain_runs",
+    METADATA,
+    # Ids grow with time.
+    Column("run_id", String(64), primary_key=True),
+    Column("definition_id", String(128), nullable=False),
+    Column("owner", String(128), nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("run", LargeBinary, nullable=False),
+    Index(None, "owner", "run_id"),
+    Index(None, "definition_id", "run_id"),
+)
+"""Runs of chains: `run` is an agent.v1.ChainRun without its steps."""
+
+CHAIN_STEPS = Table(
+    "chain_steps",
+    METADATA,
+    Column("run_id", String(64), primary_key=True),
+    Column("place", Integer, primary_key=True),
+    Column("revision", BigInteger, nullable=False),
+    Column("step", LargeBinary, nullable=False),
+    ForeignKeyConstraint(["run_id"], ["chain_runs.run_id"], ondelete="CASCADE"),
+)
+"""Their steps, in the chain's order: `step` is an agent.v1.StepRun."""

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
-from bxmesh.server.functions.store import FunctionStore, Stored
+from bxmesh.server.functions.store import FunctionStore, Stored, no_such_function
+from bxmesh.server.security.identities import Identity
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.keys import PREFIX
 
@@ -51,6 +52,13 @@ class FunctionCache:
         self._bytes += stored.function.ByteSize()
         while self._bytes > _MOST_BYTES:
             self._drop(next(iter(self._entries)))
+        return stored
+
+    async def seen(self, name: str, wanted: str, identity: Identity) -> Stored:
+        """Returns a function that an identity sees; raises MeshError NOT_FOUND."""
+        stored = await self.get(name, wanted)
+        if not stored.seen_by(identity):
+            raise no_such_function(name, wanted)
         return stored
 
     def _drop(self, key: tuple[str, str]) -> None:

@@ -18,7 +18,7 @@ from bxmesh.server.functions.history import no_such_execution
 from bxmesh.server.functions.host_functions import HostCalls
 from bxmesh.server.functions.limits import tightest
 from bxmesh.server.functions.mesh import FunctionMesh
-from bxmesh.server.functions.records import Record, new_execution_id
+from bxmesh.server.functions.records import Record
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
@@ -27,6 +27,7 @@ from bxmesh.server.security.identities import Identity
 from bxmesh.server.security.on_behalf import caller_of
 from bxmesh.server.security.ownership import may_change
 from bxmesh.server.streams.ending import end_tasks
+from bxmesh.server.time_ids import time_id
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -172,7 +173,7 @@ class ExecutionRpcs:
 
     async def _plan(self, request: pb.ExecuteFunctionRequest) -> Plan:
         mesh, identity = self._mesh, current_identity()
-        stored = await mesh.seen(request.name, request.version, identity)
+        stored = await mesh.cache.seen(request.name, request.version, identity)
         mesh.checks.engine(stored.function)
         arguments = await checked_input(stored.function, request.input, "input")
         mesh.executor.require_room()
@@ -180,7 +181,7 @@ class ExecutionRpcs:
             stored,
             arguments,
             request.limits,
-            new_execution(new_execution_id(), stored, identity.id),
+            new_execution(time_id(), stored, identity.id),
             durable=request.durable,
             host=lambda tell, seconds: HostCalls(mesh.deputy, caller_of(identity), seconds, tell),
         )
@@ -208,7 +209,7 @@ class ExecutionRpcs:
         """The answer to a repeated request: the first one's, when it has come to its end."""
         record = await self._own(execution_id)
         if not request.detach:
-            stored = await self._mesh.seen(
+            stored = await self._mesh.cache.seen(
                 record.execution.function_name,
                 record.execution.function_version,
                 current_identity(),

@@ -19,6 +19,7 @@ from bxmesh.server.database.tables import EXECUTIONS
 from bxmesh.server.errors import MeshError, not_found
 from bxmesh.server.functions.records import ENDED, Record, duration_of, microseconds
 from bxmesh.server.streams.ending import Background
+from bxmesh.server.time_ids import id_at
 
 __all__ = ["History", "Statistics", "no_such_execution"]
 
@@ -228,8 +229,8 @@ class History(Background):
         )
 
     async def _sweep(self) -> None:
-        oldest = f"{time.time_ns() - int(self._days * 86400e9):016x}"
-        lost = f"{time.time_ns() - int(_LOST_SECONDS * 1e9):016x}"
+        oldest = id_at(time.time() - self._days * 86400.0)
+        lost = id_at(time.time() - _LOST_SECONDS)
         try:
             async with self._database.writing() as connection:
                 first = await connection.scalar(

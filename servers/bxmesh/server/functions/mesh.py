@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -10,14 +11,17 @@ from bxmesh.server.functions.cache import FunctionCache
 from bxmesh.server.functions.checking import Checks
 from bxmesh.server.functions.executor import Executor
 from bxmesh.server.functions.history import History
-from bxmesh.server.functions.store import FunctionStore, Stored, no_such_function
+from bxmesh.server.functions.store import FunctionStore
 from bxmesh.server.functions.work import DurableExecutions
-from bxmesh.server.security.identities import Identity
 from bxmesh.server.security.on_behalf import Deputy
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.keys import PREFIX, QueueKeys
 
-__all__ = ["FunctionMesh"]
+__all__ = ["FunctionMesh", "Users"]
+
+
+Users = Callable[[str], Awaitable[list[tuple[str, str]]]]
+"""Returns the active definitions that use a function, each with the version that it asks for."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class FunctionMesh:
     executor: Executor
     durable: DurableExecutions
     deputy: Deputy
+    users: Users
 
     @property
     def cancellations(self) -> str:
@@ -47,10 +52,3 @@ class FunctionMesh:
     def hear(self, data: bytes) -> None:
         """Cancels an execution if it runs here."""
         self.executor.cancel(data.decode(errors="replace"))
-
-    async def seen(self, name: str, wanted: str, identity: Identity) -> Stored:
-        """Returns a function that an identity sees; raises MeshError NOT_FOUND."""
-        stored = await self.cache.get(name, wanted)
-        if not stored.seen_by(identity):
-            raise no_such_function(name, wanted)
-        return stored

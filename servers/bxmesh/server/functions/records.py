@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from dataclasses import dataclass
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bxmesh.agent.v1 import function_pb2 as pb
 
-__all__ = ["ENDED", "Record", "duration_of", "new_execution_id"]
+__all__ = ["ENDED", "Record", "duration_of", "microseconds"]
 
 ENDED = frozenset(
     {
@@ -35,11 +33,6 @@ class Record:
     def ended(self) -> bool:
         """Whether it is over."""
         return self.execution.state in ENDED
-
-
-def new_execution_id() -> str:
-    """Returns a name that sorts by time, and cannot be guessed."""
-    return f"{time.time_ns():016x}{secrets.token_hex(8)}"
 
 
 def microseconds(time: Timestamp) -> int:

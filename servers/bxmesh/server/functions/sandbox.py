@@ -249,7 +249,7 @@ def _runtime(error: MontyRuntimeError, call: Call) -> tuple[bool, MeshError]:
     # The last line is the call that we add.
     lines = call.code.count("\n") + 1
     line = next((frame.line for frame in reversed(frames) if frame.line <= lines), 0)
-    if kind == "TimeoutError" and "time limit exceeded" in message:
+    if kind == "TimeoutError" and "limit exceeded" in message:
         return True, _too_slow(call)
     if kind == "MemoryError" and "memory limit exceeded" in message:
         return True, over_limit(

@@ -12,14 +12,14 @@ from redis.asyncio import Redis
 
 from bxmesh.agent.v1 import function_pb2 as pb
 from bxmesh.server.database import Database
-from bxmesh.server.errors import invalid_argument
+from bxmesh.server.errors import failed_precondition, invalid_argument
 from bxmesh.server.functions.cache import FunctionCache
 from bxmesh.server.functions.checking import Checks
 from bxmesh.server.functions.execution_rpcs import ExecutionRpcs
 from bxmesh.server.functions.executor import Executor
 from bxmesh.server.functions.history import History
 from bxmesh.server.functions.host_functions import HOST_FUNCTIONS
-from bxmesh.server.functions.mesh import FunctionMesh
+from bxmesh.server.functions.mesh import FunctionMesh, Users
 from bxmesh.server.functions.sandbox import sandbox
 from bxmesh.server.functions.store import FunctionStore, Stored, no_such_function
 from bxmesh.server.functions.versions import LATEST, digest_of, is_version
@@ -44,7 +44,13 @@ _DEFAULT_ENTRY = "main"
 
 @asynccontextmanager
 async def function_service(
-    settings: Settings, redis: Redis, database: Database, queue: WorkQueue, deputy: Deputy
+    settings: Settings,
+    redis: Redis,
+    database: Database,
+    cache: FunctionCache,
+    queue: WorkQueue,
+    deputy: Deputy,
+    users: Users,
 ) -> AsyncIterator[FunctionService]:
     """A service with all that it needs, within a block."""
     async with AsyncExitStack() as stack:
@@ -55,13 +61,12 @@ async def function_service(
         )
         executor = Executor(checks, history, settings.function_workers, settings.function_queue)
         store = FunctionStore(database)
-        cache = FunctionCache(redis, store)
         client = await stack.enter_async_context(WorkClient(redis))
         durable = await stack.enter_async_context(
             durable_executions(queue, client, cache, executor, deputy, settings.function_workers)
         )
         mesh = FunctionMesh(
-            redis, queue.keys, checks, store, cache, history, executor, durable, deputy
+            redis, queue.keys, checks, store, cache, history, executor, durable, deputy, users
         )
         listener = asyncio.create_task(
             listen(redis, (mesh.cancellations,), lambda channel, data: mesh.hear(data))
@@ -159,7 +164,7 @@ class FunctionService(ExecutionRpcs):
         mutation = self._mutation("DeleteFunction", request.request_id)
         if answer := await mutation.answered(pb.DeleteFunctionResponse()):
             return answer
-        await self._seen(request.name, request.version)
+        await self._require_unused(request)
         await self._mesh.store.delete(request.name, request.version, current_identity())
         await self._mesh.cache.changed()
         return await mutation.settle(pb.DeleteFunctionResponse())
@@ -183,8 +188,22 @@ class FunctionService(ExecutionRpcs):
             answer.last_time.FromMicroseconds(figures.last)
         return answer
 
+    async def _require_unused(self, request: pb.DeleteFunctionRequest) -> None:
+        mesh = self._mesh
+        await self._seen(request.name, request.version)
+        for user, version in await mesh.users(request.name):
+            if request.version:
+                used = await mesh.store.get(request.name, version)
+                if used.function.version != request.version:
+                    continue
+            raise failed_precondition(
+                f"The active definition {user} uses {request.name}. Drain it first.",
+                reason="FUNCTION_IN_USE",
+                subject=user,
+            )
+
     async def _seen(self, name: str, wanted: str) -> Stored:
-        return await self._mesh.seen(name, wanted, current_identity())
+        return await self._mesh.cache.seen(name, wanted, current_identity())
 
     def _mutation(self, method: str, request_id: str) -> Mutation:
         mesh = self._mesh

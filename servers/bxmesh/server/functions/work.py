@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +12,6 @@ from google.protobuf.message import Message
 
 from bxmesh.agent.v1 import function_pb2 as pb
 from bxmesh.agent.v1.function_work_pb2 import FunctionWork
-from bxmesh.registry.v1.retry_policy_pb2 import RetryPolicy
 from bxmesh.server.errors import MeshError
 from bxmesh.server.functions.cache import FunctionCache
 from bxmesh.server.functions.checking import checked_input
@@ -29,6 +27,7 @@ from bxmesh.server.streams import (
     WorkerOptions,
     WorkQueue,
 )
+from bxmesh.server.streams.backoff import retry_delay
 from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.keys import reply_channel
 from bxmesh.server.streams.replies import Submission
@@ -38,9 +37,6 @@ __all__ = ["DurableExecutions", "durable_executions"]
 
 
 _KIND = "function.execute"
-_FIRST_SECONDS = 1.0
-_LONGEST_SECONDS = 60.0
-_MOST_DOUBLINGS = 30
 
 
 class DurableExecutions:
@@ -183,7 +179,7 @@ class DurableExecutions:
         if not over:
             execution.state = pb.EXECUTION_STATE_PENDING
             execution.ClearField("end_time")
-            error.retry_after = _delay(policy, context.attempt)
+            error.retry_after = retry_delay(policy, context.attempt)
         elif execution.state != pb.EXECUTION_STATE_LIMIT_EXCEEDED:
             execution.state = pb.EXECUTION_STATE_FAILED
             execution.end_time.GetCurrentTime()
@@ -191,12 +187,6 @@ class DurableExecutions:
             execution.error.CopyFrom(error.to_status())
         await self._history.keep(Record(execution, durable=True))
         return error
-
-
-def _delay(policy: RetryPolicy, attempt: int) -> float:
-    first = policy.initial_backoff.ToNanoseconds() / 1e9 or _FIRST_SECONDS
-    most = policy.max_backoff.ToNanoseconds() / 1e9 or _LONGEST_SECONDS
-    return random.uniform(0, min(most, first * 2.0 ** min(attempt - 1, _MOST_DOUBLINGS)))
 
 
 async def _hand_on(events: asyncio.Queue[pb.StreamFunctionResponse], context: WorkContext) -> None:

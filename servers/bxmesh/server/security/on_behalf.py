@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
 
 from bxmesh.agent.v1.function_work_pb2 import OnBehalfOf
 from bxmesh.client.mesh import AsyncMesh
+from bxmesh.client.tracing import tracing_interceptors
 
 from .identities import Identity
 from .tokens import Tokens
 
-__all__ = ["Deputy", "caller_of"]
+__all__ = ["Deputy", "Metadata", "caller_of", "deputy"]
+
+Metadata = tuple[tuple[str, str], ...]
 
 _MARGIN_SECONDS = 30.0
 
@@ -27,24 +34,38 @@ def caller_of(identity: Identity) -> OnBehalfOf:
 class Deputy:
     """Calls the mesh for callers, as they could themselves: every call passes the same guard."""
 
-    def __init__(self, tokens: Tokens, address: str) -> None:
-        """Takes the address at which this server is reached from inside."""
+    def __init__(self, tokens: Tokens, address: str, channel: grpc.aio.Channel) -> None:
         self._tokens = tokens
         self._address = address
+        self.channel = channel
+        """To this server, from inside."""
+
+    async def metadata(self, caller: OnBehalfOf, seconds: float) -> Metadata:
+        """Returns the metadata of calls that are a caller's for some time; what the caller may no
+        longer do, or never could, they are refused."""
+        return (("authorization", f"Bearer {await self._token(caller, seconds)}"),)
 
     async def mesh(self, caller: OnBehalfOf, seconds: float) -> AsyncMesh:
-        """Returns a connection, to be closed, that is a caller's for some time; what the caller may
-        no longer do, or never could, its calls refuse."""
+        """Returns a client, to be closed, that is a caller's likewise."""
+        return AsyncMesh(self._address, api_key=await self._token(caller, seconds), tls=False)
+
+    async def _token(self, caller: OnBehalfOf, seconds: float) -> str:
         identity = Identity(
             caller.identity_id,
             "",
             frozenset(caller.permissions),
             credential=caller.credential,
         )
-        issued = await self._tokens.issue(
-            identity,
-            identity.permissions,
-            "",
-            int(time.time() + seconds + _MARGIN_SECONDS),
-        )
-        return AsyncMesh(self._address, api_key=issued.token, tls=False)
+        expires = int(time.time() + seconds + _MARGIN_SECONDS)
+        return (await self._tokens.issue(identity, identity.permissions, "", expires)).token
+
+
+@asynccontextmanager
+async def deputy(tokens: Tokens, address: str) -> AsyncIterator[Deputy]:
+    """Keeps the way to this server from inside within a block."""
+    async with grpc.aio.insecure_channel(
+        address,
+        interceptors=tracing_interceptors(),
+        options=[("grpc.use_local_subchannel_pool", 1)],
+    ) as channel:
+        yield Deputy(tokens, address, channel)

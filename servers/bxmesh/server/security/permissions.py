@@ -169,9 +169,12 @@ METHODS: Mapping[str, Rule] = MappingProxyType(
                 ("agent_register",), (("registry_write", "without the lease of the agent"),)
             ),
             "GetAgent ListAgents DiscoverAgents SelectAgent WatchAgents GetRegistryStats "
-            "GetAgentDefinition ListAgentDefinitions ListAgentDefinitionVersions": "registry_read",
-            "CreateAgentDefinition UpdateAgentDefinition SetAgentDefinitionState "
-            "DeleteAgentDefinition": "registry_write",
+            "GetAgentDefinition ListAgentDefinitions ListAgentDefinitionVersions "
+            "WatchAgentDefinitions": "registry_read",
+            "CreateAgentDefinition": "registry_write",
+            "UpdateAgentDefinition SetAgentDefinitionState DeleteAgentDefinition": Rule(
+                ("registry_write",), _OTHERS
+            ),
         },
     )
     | _all(

@@ -1,0 +1,80 @@
+"""Looking after runs: those that nobody can end any more end, and old ones are forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+import grpc
+
+from bxmesh.agent.v1 import chain_run_pb2 as pb
+from bxmesh.server.chains.store import ENDED, ChainStore, RunEndedError
+from bxmesh.server.errors import MeshError
+from bxmesh.server.streams import WorkQueue
+from bxmesh.server.streams.connection import redis_errors
+from bxmesh.server.streams.ending import Background
+from bxmesh.server.time_ids import id_at
+
+__all__ = ["ChainKeeper"]
+
+_log = logging.getLogger(__name__)
+
+_EVERY_SECONDS = 60.0
+_YOUNG_SECONDS = 60.0
+
+
+class ChainKeeper(Background):
+    """An async context manager, within which runs are looked after."""
+
+    def __init__(self, store: ChainStore, queue: WorkQueue, days: float) -> None:
+        """Takes how many days a run is kept."""
+        self._store = store
+        self._queue = queue
+        self._days = days
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY_SECONDS)
+            try:
+                await self.look()
+            except MeshError as error:
+                _log.warning("runs of chains are not looked after: %s", error.message)
+
+    async def look(self) -> None:
+        """Looks once. Raises MeshError UNAVAILABLE without Redis or the database."""
+        now = time.time()
+        for run_id in await self._store.open_runs(id_at(now - _YOUNG_SECONDS)):
+            if error := await self._lost(run_id):
+                await self._end(run_id, error)
+        await self._store.forget(id_at(now - self._days * 86400.0))
+
+    async def _lost(self, run_id: str) -> MeshError | None:
+        outcome = await self._queue.outcome(run_id)
+        if outcome is not None:
+            return MeshError.from_status(outcome.status) if outcome.status.code else None
+        with redis_errors():
+            known = await self._queue.redis.exists(self._queue.keys.request(run_id))
+        if known:
+            return None
+        # Redis was emptied, or the server that took it was lost before it was queued.
+        return MeshError(
+            grpc.StatusCode.DATA_LOSS, "RUN_LOST", "Nobody has the run any more. Start it again."
+        )
+
+    async def _end(self, run_id: str, error: MeshError) -> None:
+        run = await self._store.get(run_id)
+        if run.state in ENDED:
+            return
+        changed = {}
+        for place, step in enumerate(run.steps):
+            if step.state not in ENDED:
+                step.state = pb.RUN_STATE_SKIPPED
+                step.end_time.GetCurrentTime()
+                changed[place] = step
+        run.state = pb.RUN_STATE_FAILED
+        run.error.CopyFrom(error.to_status())
+        run.end_time.GetCurrentTime()
+        with contextlib.suppress(RunEndedError):
+            await self._store.save(run, changed, whole=True)

@@ -1,0 +1,195 @@
+"""Runs of chains in the database: what has ended stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bxmesh.agent.v1 import chain_run_pb2 as pb
+from bxmesh.server.database import Database
+from bxmesh.server.database.tables import CHAIN_RUNS, CHAIN_STEPS
+from bxmesh.server.errors import MeshError, not_found
+
+__all__ = ["ENDED", "ChainStore", "RunEndedError", "no_such_run"]
+
+_R, _S = CHAIN_RUNS.c, CHAIN_STEPS.c
+
+ENDED = frozenset(
+    {
+        pb.RUN_STATE_COMPLETED,
+        pb.RUN_STATE_FAILED,
+        pb.RUN_STATE_CANCELLED,
+        pb.RUN_STATE_TIMED_OUT,
+        pb.RUN_STATE_SKIPPED,
+    }
+)
+"""States that are never left."""
+# They come first.
+_OPEN = _R.state < min(ENDED)
+
+
+class RunEndedError(Exception):
+    """The run has ended meanwhile: it was cancelled."""
+
+
+class ChainStore:
+    """All runs. Methods raise MeshError UNAVAILABLE without the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, run: pb.ChainRun) -> None:
+        """Stores a new run with its steps."""
+        async with self._database.writing() as connection:
+            await connection.execute(
+                insert(CHAIN_RUNS).values(
+                    run_id=run.run_id,
+                    definition_id=run.definition_id,
+                    owner=run.owner,
+                    state=run.state,
+                    revision=run.revision,
+                    run=_without_steps(run),
+                )
+            )
+            await connection.execute(
+                insert(CHAIN_STEPS),
+                [
+                    {
+                        "run_id": run.run_id,
+                        "place": place,
+                        "revision": run.revision,
+                        "step": step.SerializeToString(),
+                    }
+                    for place, step in enumerate(run.steps)
+                ],
+            )
+
+    async def get(self, run_id: str) -> pb.ChainRun:
+        """Returns a run with its steps; raises MeshError NOT_FOUND."""
+        return (await self.changed(run_id, -1))[0]
+
+    async def changed(self, run_id: str, after: int) -> tuple[pb.ChainRun, list[pb.StepRun]]:
+        """Returns a run with its steps, and those that have changed after a revision, in the order of
+        their changes; raises MeshError NOT_FOUND."""
+        async with self._database.reading() as connection:
+            row = (
+                await connection.execute(select(CHAIN_RUNS).where(_R.run_id == run_id))
+            ).one_or_none()
+            if row is None:
+                raise no_such_run(run_id)
+            rows = (
+                await connection.execute(
+                    select(CHAIN_STEPS).where(_S.run_id == run_id).order_by(_S.place)
+                )
+            ).all()
+        run = _run(row)
+        changed = []
+        for each in rows:
+            step = run.steps.add()
+            step.ParseFromString(each.step)
+            if each.revision > after:
+                changed.append((each.revision, step))
+        return run, [step for _, step in sorted(changed, key=lambda pair: pair[0])]
+
+    async def page(
+        self,
+        before: str,
+        count: int,
+        *,
+        owner: str = "",
+        definition_id: str = "",
+        states: Sequence[int] = (),
+    ) -> list[pb.ChainRun]:
+        """Returns runs, the newest first, without steps; those older than `before`, unless it is
+        empty."""
+        query = select(CHAIN_RUNS).order_by(_R.run_id.desc()).limit(count)
+        if owner:
+            query = query.where(_R.owner == owner)
+        if definition_id:
+            query = query.where(_R.definition_id == definition_id)
+        if states:
+            query = query.where(_R.state.in_(states))
+        if before:
+            query = query.where(_R.run_id < before)
+        async with self._database.reading() as connection:
+            return [_run(row) for row in await connection.execute(query)]
+
+    async def open_runs(self, older_than: str) -> list[str]:
+        """Returns the names of runs that have not ended, of those before a name."""
+        async with self._database.reading() as connection:
+            return list(
+                await connection.scalars(select(_R.run_id).where(_OPEN, _R.run_id < older_than))
+            )
+
+    async def save(
+        self, run: pb.ChainRun, steps: Mapping[int, pb.StepRun], *, whole: bool = False
+    ) -> None:
+        """Writes steps by place, and the run as a whole where that has changed; the run's revision
+        counts up. Raises RunEndedError when it has ended already, and changes nothing then."""
+        async with self._database.writing() as connection:
+            values: dict[str, Any] = {"revision": _R.revision + 1}
+            if whole:
+                values |= {"state": run.state, "run": _without_steps(run)}
+            changed = await connection.execute(
+                update(CHAIN_RUNS)
+                .where(_R.run_id == run.run_id, _OPEN)
+                .values(**values)
+                .returning(_R.revision)
+            )
+            revision = changed.scalar_one_or_none()
+            if revision is None:
+                raise RunEndedError
+            run.revision = revision
+            await self._write(connection, run.run_id, revision, steps.items())
+
+    async def _write(
+        self,
+        connection: AsyncConnection,
+        run_id: str,
+        revision: int,
+        steps: Iterable[tuple[int, pb.StepRun]],
+    ) -> None:
+        for place, step in steps:
+            await connection.execute(
+                update(CHAIN_STEPS)
+                .where(_S.run_id == run_id, _S.place == place)
+                .values(revision=revision, step=step.SerializeToString())
+            )
+
+    async def remove(self, run_id: str) -> None:
+        """Removes a run that never was."""
+        async with self._database.writing() as connection:
+            await connection.execute(delete(CHAIN_RUNS).where(_R.run_id == run_id))
+
+    async def forget(self, before: str) -> None:
+        """Deletes runs that have ended, of those before a name."""
+        async with self._database.writing() as connection:
+            await connection.execute(
+                delete(CHAIN_RUNS).where(_R.run_id < before, _R.state >= min(ENDED))
+            )
+
+
+def _without_steps(run: pb.ChainRun) -> bytes:
+    stored = pb.ChainRun()
+    stored.CopyFrom(run)
+    stored.ClearField("steps")
+    return stored.SerializeToString()
+
+
+def _run(row: Any) -> pb.ChainRun:
+    run = pb.ChainRun.FromString(row.run)
+    run.state = row.state
+    run.revision = row.revision
+    return run
+
+
+def no_such_run(run_id: str) -> MeshError:
+    """The error for a run that there is not, or no longer, or that the caller does not see."""
+    return not_found(
+        f"There is no run {run_id}; they are kept for some time only.",
+        reason="RUN_NOT_FOUND",
+        run_id=run_id,
+    )
