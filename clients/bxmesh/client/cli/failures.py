@@ -46,6 +46,9 @@ _REMEDIES_BY_REASON = {
     "MESSAGE_EXPIRED": "Give it more time with --expires-in.",
     "MAILBOX_FULL": "Wait until the agent has caught up: `bxmesh streams info`.",
     "HISTORY_TRIMMED": "Begin later.",
+    "FUNCTION_NOT_FOUND": "`bxmesh functions list` shows what is there.",
+    "EXECUTION_NOT_FOUND": "`bxmesh functions executions` shows what is there.",
+    "IMPORT_NOT_ALLOWED": "Do without it, or name it with --import where the sandbox has it.",
 }
 
 
