@@ -244,21 +244,25 @@ async def test_errors_are_told_to_the_model(mesh_client: AsyncMesh, counter: Cou
     assert "NO_RESIDUE" in str(failed.content)
 
 
-async def test_an_agent_that_has_left_is_told_of(mesh_client: AsyncMesh) -> None:
-    agent = Counter("counter-2")
-    async with agent.running(mesh_client):
-        node = await tool_node(mesh_client, "count.up")
-    (gone,) = await asked(node, called("count-up", upto=1))
+def hasty(server: EmbeddedMesh, seconds: float) -> AsyncMesh:
+    """A client whose calculations take no longer."""
+    timeouts = Timeouts(calculation=seconds)
+    return AsyncMesh(server.address, state_dir=server.state_dir, timeouts=timeouts)
+
+
+async def test_an_agent_that_has_left_is_told_of(server: EmbeddedMesh) -> None:
+    """At once, or when the call's time is up: the mesh may learn of the leave after the call."""
+    async with hasty(server, 2) as mesh:
+        async with Counter("counter-2").running(mesh):
+            node = await tool_node(mesh, "count.up")
+        (gone,) = await asked(node, called("count-up", upto=1))
     assert gone.status == "error"
     assert "count.up" in str(gone.content)
 
 
 async def test_a_call_takes_no_longer_than_its_time(server: EmbeddedMesh, counter: Counter) -> None:
-    hasty = AsyncMesh(
-        server.address, state_dir=server.state_dir, timeouts=Timeouts(calculation=0.5)
-    )
-    async with hasty, asyncio.timeout(20):
-        (late,) = await asked(await tool_node(hasty, "count.never"), called("count-never", upto=1))
+    async with hasty(server, 0.5) as mesh, asyncio.timeout(20):
+        (late,) = await asked(await tool_node(mesh, "count.never"), called("count-never", upto=1))
         await counter.seen.cancelled.wait()
     assert late.status == "error"
     assert late.content == "count.never took longer than 0.5 s (DEADLINE_EXCEEDED)"
