@@ -29,7 +29,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62xmesh/agent/v1/chain_run.proto\x12\x0f\x62xmesh.agent.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1e\x62xmesh/registry/v1/chain.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb8\x02\n\x07StepRun\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.bxmesh.agent.v1.RunState\x12%\n\x05input\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12&\n\x06output\x18\x04 \x01(\x0b\x32\x16.google.protobuf.Value\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\x05\x12\x10\n\x08\x61gent_id\x18\x07 \x01(\t\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xce\x03\n\x08\x43hainRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rdefinition_id\x18\x02 \x01(\t\x12\x1a\n\x12\x64\x65\x66inition_version\x18\x03 \x01(\x05\x12(\n\x05\x63hain\x18\x04 \x01(\x0b\x32\x19.bxmesh.registry.v1.Chain\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.bxmesh.agent.v1.RunState\x12\'\n\x05steps\x18\x06 \x03(\x0b\x32\x18.bxmesh.agent.v1.StepRun\x12%\n\x05input\x18\x07 \x01(\x0b\x32\x16.google.protobuf.Value\x12&\n\x06output\x18\x08 \x01(\x0b\x32\x16.google.protobuf.Value\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05owner\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\r \x01(\x03\x12\x10\n\x08trace_id\x18\x0e \x01(\t\"\xfb\x01\n\x11StartChainRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x42\n\rdefinition_id\x18\x02 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$H\x00\x12*\n\x05\x63hain\x18\x03 \x01(\x0b\x32\x19.bxmesh.registry.v1.ChainH\x00\x12%\n\x05input\x18\x04 \x01(\x0b\x32\x16.google.protobuf.Value\x12 \n\x0eparent_task_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x42\x0f\n\x06source\x12\x05\xbaH\x02\x08\x01\"<\n\x12StartChainResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.bxmesh.agent.v1.ChainRun\"-\n\x0fGetChainRequest\x12\x1a\n\x06run_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\":\n\x10GetChainResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.bxmesh.agent.v1.ChainRun\"\xd5\x01\n\x11ListChainsRequest\x12\x43\n\rdefinition_id\x18\x01 \x01(\tB,\xbaH)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\xd8\x01\x01\x12>\n\x06states\x18\x02 \x03(\x0e\x32\x19.bxmesh.agent.v1.RunStateB\x13\xbaH\x10\x92\x01\r\x10\x08\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"V\n\x12ListChainsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.bxmesh.agent.v1.ChainRun\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x12\x43\x61ncelChainRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\x06run_id\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\"=\n\x13\x43\x61ncelChainResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.bxmesh.agent.v1.ChainRun\"P\n\x11WatchChainRequest\x12\x1a\n\x06run_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1f\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\x84\x01\n\x12WatchChainResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12(\n\x03run\x18\x02 \x01(\x0b\x32\x19.bxmesh.agent.v1.ChainRunH\x00\x12(\n\x04step\x18\x03 \x01(\x0b\x32\x18.bxmesh.agent.v1.StepRunH\x00\x42\x08\n\x06\x63hange*\xcb\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_PENDING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05\x12\x17\n\x13RUN_STATE_TIMED_OUT\x10\x06\x12\x15\n\x11RUN_STATE_SKIPPED\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62xmesh/agent/v1/chain_run.proto\x12\x0f\x62xmesh.agent.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1e\x62xmesh/registry/v1/chain.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb8\x02\n\x07StepRun\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.bxmesh.agent.v1.RunState\x12%\n\x05input\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12&\n\x06output\x18\x04 \x01(\x0b\x32\x16.google.protobuf.Value\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\x05\x12\x10\n\x08\x61gent_id\x18\x07 \x01(\t\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xce\x03\n\x08\x43hainRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rdefinition_id\x18\x02 \x01(\t\x12\x1a\n\x12\x64\x65\x66inition_version\x18\x03 \x01(\x05\x12(\n\x05\x63hain\x18\x04 \x01(\x0b\x32\x19.bxmesh.registry.v1.Chain\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.bxmesh.agent.v1.RunState\x12\'\n\x05steps\x18\x06 \x03(\x0b\x32\x18.bxmesh.agent.v1.StepRun\x12%\n\x05input\x18\x07 \x01(\x0b\x32\x16.google.protobuf.Value\x12&\n\x06output\x18\x08 \x01(\x0b\x32\x16.google.protobuf.Value\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05owner\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\r \x01(\x03\x12\x10\n\x08trace_id\x18\x0e \x01(\t\"\xbf\x02\n\x11StartChainRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x42\n\rdefinition_id\x18\x02 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$H\x00\x12*\n\x05\x63hain\x18\x03 \x01(\x0b\x32\x19.bxmesh.registry.v1.ChainH\x00\x12%\n\x05input\x18\x04 \x01(\x0b\x32\x16.google.protobuf.Value\x12 \n\x0eparent_task_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x42\n\x0con_behalf_of\x18\x06 \x01(\tB,\xbaH)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\xd8\x01\x01\x42\x0f\n\x06source\x12\x05\xbaH\x02\x08\x01\"<\n\x12StartChainResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.bxmesh.agent.v1.ChainRun\"-\n\x0fGetChainRequest\x12\x1a\n\x06run_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\":\n\x10GetChainResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.bxmesh.agent.v1.ChainRun\"\xd5\x01\n\x11ListChainsRequest\x12\x43\n\rdefinition_id\x18\x01 \x01(\tB,\xbaH)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\xd8\x01\x01\x12>\n\x06states\x18\x02 \x03(\x0e\x32\x19.bxmesh.agent.v1.RunStateB\x13\xbaH\x10\x92\x01\r\x10\x08\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"V\n\x12ListChainsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.bxmesh.agent.v1.ChainRun\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x12\x43\x61ncelChainRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\x06run_id\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\"=\n\x13\x43\x61ncelChainResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.bxmesh.agent.v1.ChainRun\"P\n\x11WatchChainRequest\x12\x1a\n\x06run_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1f\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\x84\x01\n\x12WatchChainResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12(\n\x03run\x18\x02 \x01(\x0b\x32\x19.bxmesh.agent.v1.ChainRunH\x00\x12(\n\x04step\x18\x03 \x01(\x0b\x32\x18.bxmesh.agent.v1.StepRunH\x00\x42\x08\n\x06\x63hange*\xcb\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_PENDING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05\x12\x17\n\x13RUN_STATE_TIMED_OUT\x10\x06\x12\x15\n\x11RUN_STATE_SKIPPED\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTCHAINREQUEST'].fields_by_name['definition_id']._serialized_options = b'\272H&r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$'
   _globals['_STARTCHAINREQUEST'].fields_by_name['parent_task_id']._loaded_options = None
   _globals['_STARTCHAINREQUEST'].fields_by_name['parent_task_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_STARTCHAINREQUEST'].fields_by_name['on_behalf_of']._loaded_options = None
+  _globals['_STARTCHAINREQUEST'].fields_by_name['on_behalf_of']._serialized_options = b'\272H)r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\330\001\001'
   _globals['_GETCHAINREQUEST'].fields_by_name['run_id']._loaded_options = None
   _globals['_GETCHAINREQUEST'].fields_by_name['run_id']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
   _globals['_LISTCHAINSREQUEST'].fields_by_name['definition_id']._loaded_options = None
@@ -62,30 +64,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHCHAINREQUEST'].fields_by_name['run_id']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
   _globals['_WATCHCHAINREQUEST'].fields_by_name['after_revision']._loaded_options = None
   _globals['_WATCHCHAINREQUEST'].fields_by_name['after_revision']._serialized_options = b'\272H\004\"\002(\000'
-  _globals['_RUNSTATE']._serialized_start=2069
-  _globals['_RUNSTATE']._serialized_end=2272
+  _globals['_RUNSTATE']._serialized_start=2137
+  _globals['_RUNSTATE']._serialized_end=2340
   _globals['_STEPRUN']._serialized_start=202
   _globals['_STEPRUN']._serialized_end=514
   _globals['_CHAINRUN']._serialized_start=517
   _globals['_CHAINRUN']._serialized_end=979
   _globals['_STARTCHAINREQUEST']._serialized_start=982
-  _globals['_STARTCHAINREQUEST']._serialized_end=1233
-  _globals['_STARTCHAINRESPONSE']._serialized_start=1235
-  _globals['_STARTCHAINRESPONSE']._serialized_end=1295
-  _globals['_GETCHAINREQUEST']._serialized_start=1297
-  _globals['_GETCHAINREQUEST']._serialized_end=1342
-  _globals['_GETCHAINRESPONSE']._serialized_start=1344
-  _globals['_GETCHAINRESPONSE']._serialized_end=1402
-  _globals['_LISTCHAINSREQUEST']._serialized_start=1405
-  _globals['_LISTCHAINSREQUEST']._serialized_end=1618
-  _globals['_LISTCHAINSRESPONSE']._serialized_start=1620
-  _globals['_LISTCHAINSRESPONSE']._serialized_end=1706
-  _globals['_CANCELCHAINREQUEST']._serialized_start=1708
-  _globals['_CANCELCHAINREQUEST']._serialized_end=1786
-  _globals['_CANCELCHAINRESPONSE']._serialized_start=1788
-  _globals['_CANCELCHAINRESPONSE']._serialized_end=1849
-  _globals['_WATCHCHAINREQUEST']._serialized_start=1851
-  _globals['_WATCHCHAINREQUEST']._serialized_end=1931
-  _globals['_WATCHCHAINRESPONSE']._serialized_start=1934
-  _globals['_WATCHCHAINRESPONSE']._serialized_end=2066
+  _globals['_STARTCHAINREQUEST']._serialized_end=1301
+  _globals['_STARTCHAINRESPONSE']._serialized_start=1303
+  _globals['_STARTCHAINRESPONSE']._serialized_end=1363
+  _globals['_GETCHAINREQUEST']._serialized_start=1365
+  _globals['_GETCHAINREQUEST']._serialized_end=1410
+  _globals['_GETCHAINRESPONSE']._serialized_start=1412
+  _globals['_GETCHAINRESPONSE']._serialized_end=1470
+  _globals['_LISTCHAINSREQUEST']._serialized_start=1473
+  _globals['_LISTCHAINSREQUEST']._serialized_end=1686
+  _globals['_LISTCHAINSRESPONSE']._serialized_start=1688
+  _globals['_LISTCHAINSRESPONSE']._serialized_end=1774
+  _globals['_CANCELCHAINREQUEST']._serialized_start=1776
+  _globals['_CANCELCHAINREQUEST']._serialized_end=1854
+  _globals['_CANCELCHAINRESPONSE']._serialized_start=1856
+  _globals['_CANCELCHAINRESPONSE']._serialized_end=1917
+  _globals['_WATCHCHAINREQUEST']._serialized_start=1919
+  _globals['_WATCHCHAINREQUEST']._serialized_end=1999
+  _globals['_WATCHCHAINRESPONSE']._serialized_start=2002
+  _globals['_WATCHCHAINRESPONSE']._serialized_end=2134
 # @@protoc_insertion_point(module_scope)

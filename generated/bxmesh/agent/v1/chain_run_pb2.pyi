@@ -230,6 +230,7 @@ class StartChainRequest(_message.Message):
     CHAIN_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
     PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Identifies this mutation: the same id from the same identity returns the first answer. At most 128
     characters, a UUID for example; empty means no such protection.
@@ -239,6 +240,10 @@ class StartChainRequest(_message.Message):
     parent_task_id: _builtins.str
     """The task on whose behalf it runs; empty for none. What its steps assign are children of it, so that depth and loops
     are bounded.
+    """
+    on_behalf_of: _builtins.str
+    """The identity for which it is done; empty means the caller. Both must be allowed to: an agent that works for others
+    names them, so that it does no more for them than they may themselves.
     """
     @_builtins.property
     def chain(self) -> _chain_pb2.Chain:
@@ -256,10 +261,11 @@ class StartChainRequest(_message.Message):
         chain: _chain_pb2.Chain | None = ...,
         input: _struct_pb2.Value | None = ...,
         parent_task_id: _builtins.str = ...,
+        on_behalf_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "definition_id", b"definition_id", "input", b"input", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "definition_id", b"definition_id", "input", b"input", "parent_task_id", b"parent_task_id", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "definition_id", b"definition_id", "input", b"input", "on_behalf_of", b"on_behalf_of", "parent_task_id", b"parent_task_id", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["definition_id", "chain"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015

@@ -676,6 +676,7 @@ class ExecuteFunctionRequest(_message.Message):
     DURABLE_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     DETACH_FIELD_NUMBER: _builtins.int
+    ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Identifies this mutation: the same id from the same identity returns the first answer. At most 128
     characters, a UUID for example; empty means no such protection.
@@ -688,6 +689,10 @@ class ExecuteFunctionRequest(_message.Message):
     """Whether it is durable work: it survives a restart and is tried again."""
     detach: _builtins.bool
     """Whether to answer at once instead of at the end (durable only); GetExecution then tells."""
+    on_behalf_of: _builtins.str
+    """The identity for which it is done; empty means the caller. Both must be allowed to: an agent that works for others
+    names them, so that it does no more for them than they may themselves.
+    """
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
         """The input, which must fit the function's schema."""
@@ -711,10 +716,11 @@ class ExecuteFunctionRequest(_message.Message):
         durable: _builtins.bool = ...,
         retry_policy: _retry_policy_pb2.RetryPolicy | None = ...,
         detach: _builtins.bool = ...,
+        on_behalf_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "limits", b"limits", "retry_policy", b"retry_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detach", b"detach", "durable", b"durable", "input", b"input", "limits", b"limits", "name", b"name", "request_id", b"request_id", "retry_policy", b"retry_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detach", b"detach", "durable", b"durable", "input", b"input", "limits", b"limits", "name", b"name", "on_behalf_of", b"on_behalf_of", "request_id", b"request_id", "retry_policy", b"retry_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

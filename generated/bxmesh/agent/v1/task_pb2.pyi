@@ -346,6 +346,7 @@ class AssignTaskRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     WAIT_FOR_AGENT_FIELD_NUMBER: _builtins.int
+    ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Identifies this mutation: the same id from the same identity returns the first answer. At most 128
     characters, a UUID for example; empty means no such protection.
@@ -353,6 +354,10 @@ class AssignTaskRequest(_message.Message):
     wait_for_agent: _builtins.bool
     """Whether to keep it until an agent comes that offers the capabilities. Otherwise FAILED_PRECONDITION names what
     nobody offers.
+    """
+    on_behalf_of: _builtins.str
+    """The identity for which it is done; empty means the caller. Both must be allowed to: an agent that works for others
+    names them, so that it does no more for them than they may themselves.
     """
     @_builtins.property
     def spec(self) -> Global___TaskSpec:
@@ -364,10 +369,11 @@ class AssignTaskRequest(_message.Message):
         request_id: _builtins.str = ...,
         spec: Global___TaskSpec | None = ...,
         wait_for_agent: _builtins.bool = ...,
+        on_behalf_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec", "wait_for_agent", b"wait_for_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["on_behalf_of", b"on_behalf_of", "request_id", b"request_id", "spec", b"spec", "wait_for_agent", b"wait_for_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
