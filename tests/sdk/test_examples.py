@@ -40,6 +40,20 @@ async def test_greeting(shared_server: EmbeddedMesh) -> None:
     ]
 
 
+async def test_stored_function(shared_server: EmbeddedMesh) -> None:
+    assert (await run(shared_server, "stored_function.py")).splitlines() == [
+        "examples.deviation 1.0.0 is latest",
+        "5.0 Å",
+        "started ",
+        "progress {'atoms': 1}",
+        "progress {'atoms': 2}",
+        "printed all atoms compared",
+        "ended ",
+        "examples.deviation failed: ZeroDivisionError: division by zero (line 15)",
+        "2 of 3 executions completed",
+    ]
+
+
 async def test_geometry_fanout(workers_server: EmbeddedMesh) -> None:
     output = await run(workers_server, "geometry_fanout.py", str(wheel_file(PDB_1YJP)))
     assert "200 of 200 jobs" in output

@@ -32,7 +32,6 @@ from bxmesh.client.functions.source import source_of
 from bxmesh.server.embedded import EmbeddedMesh
 from tests.sdk.agents import name as unique
 from tests.sdk.agents import soon
-from tests.sdk.conftest import start_mesh
 
 SPIN = "def main():\n    while True:\n        pass\n"
 STEPS = """\
@@ -237,6 +236,19 @@ async def test_events_come_as_they_happen(mesh: AsyncMesh, name: str) -> None:
         assert found[-1].execution.printed == "step 0\nstep 1\n"
 
 
+async def stepping(n: int) -> int:
+    for i in range(n):
+        await mesh.progress({"done": i})  # type: ignore[name-defined]  # noqa: F821
+    return n
+
+
+async def test_a_python_function_calls_the_host(mesh: AsyncMesh, name: str) -> None:
+    stored = await mesh.functions.create(name, stepping, host_functions=["mesh.progress"])
+    assert stored.code.startswith("import mesh\n\n\nasync def stepping(n: int) -> int:\n")
+    events = [event async for event in mesh.functions.stream(name, {"n": 1})]
+    assert [event.progress for event in events if event.kind == "progress"] == [{"done": 0}]
+
+
 async def test_who_leaves_a_stream_cancels_the_execution(mesh: AsyncMesh, name: str) -> None:
     await mesh.functions.create(name, SPIN)
     async with aclosing(mesh.functions.stream(name)) as events:
@@ -294,17 +306,6 @@ async def test_a_running_execution_is_cancelled(mesh: AsyncMesh, name: str) -> N
     with pytest.raises(FunctionFailed, match="was cancelled") as raised:
         _ = (await soon(running)).value
     assert raised.value.reason == "EXECUTION_CANCELLED"
-
-
-async def test_an_execution_outlives_a_restart() -> None:
-    with start_mesh() as server:
-        async with AsyncMesh(server.address, state_dir=server.state_dir) as mesh:
-            await mesh.functions.create("test.again", "def main():\n    return 'done'\n")
-            execution = await mesh.functions.execute("test.again", durable=True, detach=True)
-            server.stop()
-            server.start()
-            ended = await soon(mesh.functions.wait_for_execution(execution.execution_id))
-            assert ended.value == "done"
 
 
 def test_without_asyncio(shared_server: EmbeddedMesh, name: str) -> None:

@@ -7,7 +7,7 @@ import builtins
 import inspect
 import symtable
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast, get_type_hints
@@ -44,8 +44,9 @@ class Source:
     """What it answers, likewise."""
 
 
-def source_of(code: Code, entry_point: str = "") -> Source:
-    """Returns the source of what is given. Raises InvalidInput for what has none by itself."""
+def source_of(code: Code, entry_point: str = "", host_functions: Iterable[str] = ()) -> Source:
+    """Returns the source of what is given; that of a Python function imports the modules of its
+    host functions. Raises InvalidInput for what has none by itself."""
     if isinstance(code, Path):
         try:
             code = code.read_text(encoding="utf-8")
@@ -54,7 +55,7 @@ def source_of(code: Code, entry_point: str = "") -> Source:
     if isinstance(code, str):
         entry_point = entry_point or _DEFAULT_ENTRY
         return Source(code, entry_point, _is_async(code, entry_point))
-    return _of_function(code)
+    return _of_function(code, {name.rpartition(".")[0] for name in host_functions})
 
 
 def _is_async(text: str, entry_point: str) -> bool:
@@ -67,7 +68,7 @@ def _is_async(text: str, entry_point: str) -> bool:
     return bool(entries) and isinstance(entries[-1], ast.AsyncFunctionDef)
 
 
-def _of_function(function: Callable[..., Any]) -> Source:
+def _of_function(function: Callable[..., Any], modules: Set[str]) -> Source:
     if not inspect.isfunction(function) or function.__name__ == "<lambda>":
         raise _unusable(
             f"{function!r} is no function made by `def`: write one, or give the source text"
@@ -83,7 +84,12 @@ def _of_function(function: Callable[..., Any]) -> Source:
         ) from error
     if not isinstance(node, _FUNCTIONS) or node.decorator_list:
         raise _unusable(f"{name} is decorated, and decorators stay here: give it without them")
-    text = _self_contained(text, node)
+    text, typed = _with_any(text, node)
+    # The sandbox knows the types of its modules only when they are imported here.
+    header = [f"import {module}" for module in sorted(modules)]
+    header += ["from typing import Any"] * typed
+    if header:
+        text = "\n".join([*header, "", "", text])
     if strangers := _strangers(text):
         raise _unusable(
             f"{name} uses {', '.join(strangers)} from outside of itself: "
@@ -131,15 +137,14 @@ def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
         yield from _tables(child)
 
 
-def _self_contained(text: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """Writes Any for what the signature annotates with names of elsewhere: schemas say it now."""
+def _with_any(text: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, bool]:
+    """Writes Any for what the signature annotates with names of elsewhere, as schemas say it now;
+    also returns whether there was any."""
     arguments = node.args
     parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
     parameters += [each for each in (arguments.vararg, arguments.kwarg) if each]
     annotations = [*(each.annotation for each in parameters), node.returns]
     foreign = [each for each in annotations if each and _names(each) - _BUILTINS]
-    if not foreign:
-        return text
     # The tree counts in bytes of UTF-8.
     lines = [line.encode() for line in text.splitlines(keepends=True)]
     for each in sorted(foreign, key=lambda one: (one.lineno, one.col_offset), reverse=True):
@@ -147,7 +152,7 @@ def _self_contained(text: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> 
         lines[first : last + 1] = [
             lines[first][: each.col_offset] + b"Any" + lines[last][each.end_col_offset :]
         ]
-    return "from typing import Any\n\n\n" + b"".join(lines).decode()
+    return b"".join(lines).decode(), bool(foreign)
 
 
 def _names(node: ast.AST) -> set[str]:

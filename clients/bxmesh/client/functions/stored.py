@@ -166,7 +166,8 @@ class Function:
 
 def to_message(name: str, code: Code, options: FunctionOptions) -> pb.Function:
     """Returns what is to be stored as a message. Raises InvalidInput for what cannot be."""
-    source = source_of(code, options.get("entry_point", ""))
+    host_functions = tuple(options.get("host_functions", ()))
+    source = source_of(code, options.get("entry_point", ""), host_functions)
     limits, example = options.get("limits"), options.get("example")
     return pb.Function(
         name=name,
@@ -180,7 +181,7 @@ def to_message(name: str, code: Code, options: FunctionOptions) -> pb.Function:
         is_async=source.is_async,
         limits=None if limits is None else limits.to_message(),
         allowed_imports=options.get("imports", ()),
-        host_functions=options.get("host_functions", ()),
+        host_functions=host_functions,
         example_input=None if example is None else to_struct(example, "example"),
         engine=ENGINES.number(options.get("engine")),
         visibility=VISIBILITIES.number(options.get("visibility")),
