@@ -26,6 +26,7 @@ NAMES = (
     "messages",
     "registry",
     "security",
+    "functions",
     "torch",
     "minimization",
     "restraints",
