@@ -110,6 +110,11 @@ class Caller:
         await self.create(name, code, is_async=is_async)
         return await self.execute(name, arguments)
 
+    async def run_with(self, code: str, *host_functions: str, name: str = "test.it") -> Any:
+        """Stores a coroutine with host functions and executes it."""
+        await self.create(name, code, is_async=True, host_functions=host_functions)
+        return await self.execute(name)
+
 
 @dataclass
 class World:

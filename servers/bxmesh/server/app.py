@@ -50,6 +50,7 @@ from bxmesh.server.registry.with_definitions import FullRegistryService
 from bxmesh.server.security import mesh_key
 from bxmesh.server.security.admin_key import load_or_create
 from bxmesh.server.security.belonging import belong
+from bxmesh.server.security.delegation import by_directory
 from bxmesh.server.security.guard import Guard, guard
 from bxmesh.server.security.on_behalf import deputy
 from bxmesh.server.security.outpost import outpost
@@ -231,6 +232,7 @@ async def _add_services(
         functions = FunctionCache(redis, FunctionStore(database))
         visible = VisibleFunctions(functions)
         definitions = DefinitionStore(database)
+        delegation = by_directory(secured.mesh.directory)
         inside = await stack.enter_async_context(deputy(secured.mesh.tokens, _inside(settings)))
     if "registry" in settings.services:
         directory = secured.mesh.directory
@@ -256,6 +258,7 @@ async def _add_services(
                 queue,
                 inside,
                 lambda name: users_of(definitions, name),
+                delegation,
             )
         )
         names.append(offer(grpc_server, function_service_pb2, function_rpcs))
@@ -264,7 +267,7 @@ async def _add_services(
         queue = WorkQueue(redis, chain_queue_options(settings))
         work_queues.append(queue)
         chains = await stack.enter_async_context(
-            chain_service(settings, redis, database, visible, queue, inside)
+            chain_service(settings, redis, database, visible, queue, inside, delegation)
         )
         names.append(offer(grpc_server, chain_service_pb2, chains))
         drains.append(chains.drain)
@@ -280,6 +283,7 @@ async def _add_services(
                 secured.data,
                 secured.signatures,
                 secured.quotas,
+                delegation,
             )
         )
         names.append(offer(grpc_server, agent_service_pb2, agents))

@@ -12,6 +12,7 @@ from bxmesh.server.agent.directory import Directory
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.security.data_loss import ALL_PASS, DataGuard
+from bxmesh.server.security.delegation import Delegation, nobody_else
 from bxmesh.server.security.message_rules import ALL_ALLOWED, MessageRules
 from bxmesh.server.security.quotas import UNLIMITED, Quotas
 from bxmesh.server.security.signatures import UNVERIFIED, SignatureSource
@@ -46,6 +47,7 @@ class AgentMesh:
     signatures: SignatureSource = UNVERIFIED
     """Who signed what."""
     quotas: Quotas = UNLIMITED
+    delegation: Delegation = nobody_else
     """How many tasks and messages identities may have."""
 
 

@@ -22,6 +22,7 @@ from bxmesh.server.agent.task_rpcs import TaskRpcs
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.security.data_loss import ALL_PASS, DataGuard
+from bxmesh.server.security.delegation import Delegation, nobody_else
 from bxmesh.server.security.message_rules import ALL_ALLOWED, MessageRules
 from bxmesh.server.security.quotas import UNLIMITED, Quotas
 from bxmesh.server.security.signatures import UNVERIFIED, SignatureSource
@@ -48,6 +49,7 @@ async def agent_service(
     data: DataGuard = ALL_PASS,
     signatures: SignatureSource = UNVERIFIED,
     quotas: Quotas = UNLIMITED,
+    delegation: Delegation = nobody_else,
 ) -> AsyncIterator[AgentService]:
     """A service with all that it needs, within a block."""
     mailboxes = Mailboxes(redis, settings.mailbox_options)
@@ -69,6 +71,7 @@ async def agent_service(
             data,
             signatures,
             quotas,
+            delegation,
         )
         async with AgentService(mesh) as service:
             yield service

@@ -44,7 +44,9 @@ class TaskRpcs:
         """Gives a task to the mesh."""
         identity, spec = current_identity(), request.spec
         bound = {capability_permission(name) for name in spec.required_capabilities}
-        identity.require(*sorted(bound - {"task_execute"}))
+        needed = sorted(bound - {"task_execute"})
+        identity.require(*needed)
+        self._mesh.delegation(identity, request.on_behalf_of, ("task_assign", *needed))
         _check_size("spec", spec)
         trace: dict[str, str] = {}
         telemetry.inject(trace)

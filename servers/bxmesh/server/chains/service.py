@@ -31,6 +31,7 @@ from bxmesh.server.json_values import json_of
 from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.pages import token_of, token_place
+from bxmesh.server.security.delegation import Delegation
 from bxmesh.server.security.on_behalf import Deputy, caller_of
 from bxmesh.server.security.ownership import may_change
 from bxmesh.server.settings import Settings
@@ -73,6 +74,7 @@ async def chain_service(
     functions: Functions,
     queue: WorkQueue,
     deputy: Deputy,
+    delegation: Delegation,
 ) -> AsyncIterator[ChainService]:
     """A service with all that it needs, within a block."""
     async with AsyncExitStack() as stack:
@@ -93,7 +95,9 @@ async def chain_service(
         running = asyncio.create_task(worker.run())
         try:
             yield ChainService(
-                ChainMesh(redis, queue, store, DefinitionStore(database), functions, bell)
+                ChainMesh(
+                    redis, queue, store, DefinitionStore(database), functions, bell, delegation
+                )
             )
         finally:
             worker.stop()
@@ -111,6 +115,7 @@ class ChainMesh:
     definitions: DefinitionStore
     functions: Functions
     bell: ChangeBell
+    delegation: Delegation
 
 
 class ChainService:
@@ -128,7 +133,8 @@ class ChainService:
         self, request: pb.StartChainRequest, context: Context
     ) -> pb.StartChainResponse:
         """Begins a run; it is durable when this returns."""
-        mesh, identity = self._mesh, current_identity()
+        mesh = self._mesh
+        identity, _ = mesh.delegation(current_identity(), request.on_behalf_of, ("task_assign",))
         mutation = self._mutation("StartChain", request.request_id)
         if answer := await mutation.answered(pb.StartChainResponse()):
             return pb.StartChainResponse(run=await self._own(answer.run.run_id))

@@ -19,6 +19,7 @@ from bxmesh.server.functions.host_functions import HostCalls
 from bxmesh.server.functions.limits import tightest
 from bxmesh.server.functions.mesh import FunctionMesh
 from bxmesh.server.functions.records import Record
+from bxmesh.server.functions.store import no_such_function
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
@@ -109,7 +110,7 @@ class ExecutionRpcs:
             input=request.input,
             limits=request.limits,
             retry_policy=request.retry_policy,
-            caller=caller_of(current_identity()),
+            caller=plan.caller,
         )
         if request.detach and events is None:
             await mesh.durable.add(work, execution, waited_for=False)
@@ -172,8 +173,13 @@ class ExecutionRpcs:
     # How they are made and found again
 
     async def _plan(self, request: pb.ExecuteFunctionRequest) -> Plan:
-        mesh, identity = self._mesh, current_identity()
+        mesh = self._mesh
+        identity, others = mesh.delegation(
+            current_identity(), request.on_behalf_of, ("function_execute",)
+        )
         stored = await mesh.cache.seen(request.name, request.version, identity)
+        if not all(stored.seen_by(other) for other in others):
+            raise no_such_function(request.name, request.version)
         mesh.checks.engine(stored.function)
         arguments = await checked_input(stored.function, request.input, "input")
         mesh.executor.require_room()
@@ -182,6 +188,7 @@ class ExecutionRpcs:
             arguments,
             request.limits,
             new_execution(time_id(), stored, identity.id),
+            caller_of(identity),
             durable=request.durable,
             host=lambda tell, seconds: HostCalls(mesh.deputy, caller_of(identity), seconds, tell),
         )

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from bxmesh.agent.v1 import function_pb2 as pb
+from bxmesh.agent.v1.function_work_pb2 import OnBehalfOf
 from bxmesh.server.errors import MeshError, resource_exhausted
 from bxmesh.server.functions.checking import Checks, checked_output
 from bxmesh.server.functions.engine import Call, Outcome
@@ -39,6 +40,8 @@ class Plan:
     """Tighter than the function's."""
     execution: pb.Execution
     """As it stands; it is changed in place."""
+    caller: OnBehalfOf
+    """For whom."""
     durable: bool
     host: Callable[[Tell, float], HostCalls]
     """Makes what the host functions call with, for so many seconds at most."""

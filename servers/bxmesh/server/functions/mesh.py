@@ -13,6 +13,7 @@ from bxmesh.server.functions.executor import Executor
 from bxmesh.server.functions.history import History
 from bxmesh.server.functions.store import FunctionStore
 from bxmesh.server.functions.work import DurableExecutions
+from bxmesh.server.security.delegation import Delegation
 from bxmesh.server.security.on_behalf import Deputy
 from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.keys import PREFIX, QueueKeys
@@ -38,6 +39,7 @@ class FunctionMesh:
     durable: DurableExecutions
     deputy: Deputy
     users: Users
+    delegation: Delegation
 
     @property
     def cancellations(self) -> str:

@@ -28,6 +28,7 @@ from bxmesh.server.interceptors import current_identity
 from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.pages import page_of
+from bxmesh.server.security.delegation import Delegation
 from bxmesh.server.security.on_behalf import Deputy
 from bxmesh.server.security.ownership import shared_team
 from bxmesh.server.settings import Settings
@@ -51,6 +52,7 @@ async def function_service(
     queue: WorkQueue,
     deputy: Deputy,
     users: Users,
+    delegation: Delegation,
 ) -> AsyncIterator[FunctionService]:
     """A service with all that it needs, within a block."""
     async with AsyncExitStack() as stack:
@@ -66,7 +68,17 @@ async def function_service(
             durable_executions(queue, client, cache, executor, deputy, settings.function_workers)
         )
         mesh = FunctionMesh(
-            redis, queue.keys, checks, store, cache, history, executor, durable, deputy, users
+            redis,
+            queue.keys,
+            checks,
+            store,
+            cache,
+            history,
+            executor,
+            durable,
+            deputy,
+            users,
+            delegation,
         )
         listener = asyncio.create_task(
             listen(redis, (mesh.cancellations,), lambda channel, data: mesh.hear(data))

@@ -150,6 +150,7 @@ class DurableExecutions:
                 await checked_input(stored.function, work.input, "input"),
                 work.limits,
                 execution,
+                work.caller,
                 durable=True,
                 host=lambda tell, seconds: HostCalls(self._deputy, work.caller, seconds, tell),
             )

@@ -1,0 +1,119 @@
+"""What functions call of the mesh, and for whom."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from bxmesh.client import Agent, AsyncMesh, Message, TaskContext, on, task
+from bxmesh.client.errors import from_status
+from tests.functions.mesh import COMPLETED, FAILED, Caller, World, refused
+
+CALLS = {
+    "discover": "found = await mesh.discover('test.double')\n    return [a['agent_id'] for a in found]",
+    "assign": "return await mesh.assign('test.double', {'n': 4})",
+    "request": "return await mesh.request('helper', 'test.ask', {'n': 5})",
+}
+
+
+class Helper(Agent):
+    """Doubles, as a task and as an answer."""
+
+    @task("test.double")
+    async def double(self, context: TaskContext) -> dict[str, int]:
+        return {"n": context.parameters["n"] * 2}
+
+    @on("test.ask")
+    async def ask(self, message: Message) -> None:
+        await message.reply("test.answer", {"n": message.payload["n"] * 2})
+
+
+@pytest.fixture
+async def helper(world: World, admin: Caller) -> AsyncIterator[Helper]:
+    """An agent that is there to be called."""
+    key = admin.metadata[0][1].removeprefix("Bearer ")
+    async with (
+        AsyncMesh(world.server.address, api_key=key) as mesh,
+        Helper("helper").running(mesh) as agent,
+    ):
+        yield agent
+
+
+async def store(caller: Caller, name: str, **fields: Any) -> None:
+    await caller.create(
+        f"test.{name}",
+        f"import mesh\n\nasync def main():\n    {CALLS[name]}\n",
+        is_async=True,
+        host_functions=[f"mesh.{name}"],
+        **fields,
+    )
+
+
+async def test_functions_call_agents(helper: Helper, admin: Caller) -> None:
+    for name, answer in (("assign", {"n": 8.0}), ("request", {"n": 10.0})):
+        await store(admin, name)
+        execution = await admin.execute(f"test.{name}")
+        assert execution.state == COMPLETED, execution.error
+        assert dict(execution.output.struct_value) == answer
+    await store(admin, "discover")
+    execution = await admin.execute("test.discover")
+    assert [v.string_value for v in execution.output.list_value.values] == ["helper"]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_what_the_caller_may_not_its_functions_may_not(
+    world: World, helper: Helper, admin: Caller, durable: bool
+) -> None:
+    alice = await world.caller("alice", "function_execute", "function_read")
+    for name in CALLS:
+        await store(admin, name, visibility=3)
+        assert (await admin.execute(f"test.{name}")).state == COMPLETED
+        execution = await alice.execute(f"test.{name}", durable=durable)
+        assert execution.state == FAILED
+        assert "PERMISSION_MISSING" in execution.error.message
+
+
+async def test_refusals_can_be_caught(admin: Caller) -> None:
+    execution = await admin.run_with(
+        "import mesh\n\nasync def main():\n    try:\n        await mesh.assign('no.body', {})\n"
+        "    except RuntimeError as error:\n        return str(error)\n",
+        "mesh.assign",
+    )
+    assert execution.output.string_value.startswith("CAPABILITY_MISSING: No live agent offers")
+
+
+async def test_what_is_not_granted_is_not_there(admin: Caller) -> None:
+    error = await refused(
+        admin.create(
+            "test.more",
+            "import mesh\n\nasync def main():\n    return await mesh.assign('a.b', {})\n",
+            is_async=True,
+            host_functions=["mesh.discover"],
+        )
+    )
+    assert error.reason == "TYPES_INVALID"
+    error = await refused(admin.create("test.more", "import mesh\n\ndef main():\n    return 1\n"))
+    assert error.reason == "IMPORT_NOT_ALLOWED"
+
+
+async def test_both_must_be_allowed(world: World, helper: Helper, admin: Caller) -> None:
+    """What an agent does for others needs the permissions of both."""
+    await store(admin, "discover", visibility=3)
+    await world.caller("weak", "task_read")
+    await world.caller("blind", "function_execute")
+    error = await refused(admin.execute("test.discover", on_behalf_of="weak"))
+    assert error.code is grpc.StatusCode.PERMISSION_DENIED
+    assert "weak lacks function_execute" in error.message
+    for durable in (False, True):
+        execution = await admin.execute("test.discover", on_behalf_of="blind", durable=durable)
+        assert from_status(execution.error).reason == "FUNCTION_FAILED"
+        assert "PERMISSION_MISSING" in execution.error.message
+    assert (await refused(admin.execute("test.discover", on_behalf_of="nobody"))).reason == (
+        "IDENTITY_UNKNOWN"
+    )
+    await admin.create("test.private", "def main():\n    return 1\n")
+    error = await refused(admin.execute("test.private", on_behalf_of="blind"))
+    assert error.reason == "FUNCTION_NOT_FOUND"
