@@ -9,7 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def before() -> set[Any]:
     return {each.id for each in artifacts()}
 
 
-def artifacts(besides: set[Any] = frozenset()) -> list[Artifact]:  # type: ignore[assignment]
+def artifacts(besides: Set[Any] = frozenset()) -> list[Artifact]:
     with get_client(sync_client=True) as client:
         return [each for each in client.read_artifacts() if each.id not in besides]
 

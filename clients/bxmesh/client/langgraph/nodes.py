@@ -6,8 +6,7 @@ mesh's errors, and tell how far they are on the stream `custom`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, Unpack
+from typing import Any, Protocol, Unpack
 
 from bxmesh.client.gradients import Gradients
 from bxmesh.client.langgraph.state import MeshState
@@ -20,9 +19,14 @@ from bxmesh.client.values import Progress
 
 __all__ = ["Node", "gradients_node", "minimize_node", "model_node", "validate_node"]
 
-Node: TypeAlias = Callable[[MeshState], Awaitable[MeshState]]
-
 _MOST_OUTLIERS = 20
+
+
+class Node(Protocol):
+    """A function from a state to what changes in it."""
+
+    async def __call__(self, state: MeshState) -> MeshState:
+        """Returns what changes."""
 
 
 def model_node(mesh: AsyncMesh, **options: Any) -> Node:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Coroutine
@@ -51,8 +50,8 @@ class Artifacts:
             said = f"failed: {type(error).__name__}"
         if self._last is not None:
             wait([self._last])
-        self._update(said)
-        self._loop.close(self._settled)
+        self.write(self._show(said))
+        self._loop.close(_nothing)
 
     def tell(self, fraction: float, said: str) -> None:
         """Shows the part that is done, 0 to 1, and what is under way."""
@@ -60,22 +59,16 @@ class Artifacts:
         busy = self._last is not None and not self._last.done()
         if not busy and time.monotonic() - self._told > _SECONDS:
             self._told = time.monotonic()
-            self._update(said)
+            self._last = self._loop.start(_attempt(self._show(said)))
 
     def write(self, artifact: Coroutine[Any, Any, R]) -> R | None:
         """Returns what writing an artifact returns; None, with a warning, when that fails."""
         return self._loop.run(_attempt(artifact))
 
-    def _update(self, said: str) -> None:
+    async def _show(self, said: str) -> None:
         if self._id is not None:
-            update = aupdate_progress_artifact(
-                self._id, self._percent, description=f"{self._what}: {said}"
-            )
-            self._last = self._loop.start(_attempt(update))
-
-    async def _settled(self) -> None:
-        if self._last is not None:
-            await asyncio.wrap_future(self._last)
+            described = f"{self._what}: {said}"
+            await aupdate_progress_artifact(self._id, self._percent, description=described)
 
 
 async def _attempt(artifact: Coroutine[Any, Any, R]) -> R | None:
@@ -84,3 +77,7 @@ async def _attempt(artifact: Coroutine[Any, Any, R]) -> R | None:
     except Exception as error:
         _log.warning("an artifact could not be written: %s", error)
         return None
+
+
+async def _nothing() -> None:
+    pass
