@@ -270,5 +270,5 @@ def _runtime(error: MontyRuntimeError, call: Call) -> tuple[bool, MeshError]:
 
 
 def _clip(text: str) -> str:
-    text = text.encode(errors="replace").decode()
+    text = text.encode(errors="replace").decode().strip()
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
