@@ -15,6 +15,8 @@ from bxmesh.server.database import Database
 from bxmesh.server.errors import failed_precondition, invalid_argument
 from bxmesh.server.functions.cache import FunctionCache
 from bxmesh.server.functions.checking import Checks
+from bxmesh.server.functions.container import find_container
+from bxmesh.server.functions.engine import Engine
 from bxmesh.server.functions.execution_rpcs import ExecutionRpcs
 from bxmesh.server.functions.executor import Executor
 from bxmesh.server.functions.history import History
@@ -57,7 +59,10 @@ async def function_service(
     """A service with all that it needs, within a block."""
     async with AsyncExitStack() as stack:
         box = await stack.enter_async_context(sandbox(settings.function_workers))
-        checks = Checks({pb.FUNCTION_ENGINE_SANDBOX: box}, HOST_FUNCTIONS)
+        engines: dict[pb.FunctionEngine.ValueType, Engine] = {pb.FUNCTION_ENGINE_SANDBOX: box}
+        if container := await asyncio.to_thread(find_container):
+            engines[pb.FUNCTION_ENGINE_CONTAINER] = container
+        checks = Checks(engines, HOST_FUNCTIONS)
         history = await stack.enter_async_context(
             History(database, settings.execution_days, settings.max_executions)
         )
