@@ -51,8 +51,8 @@ def _require_exact(value: Any, place: str) -> None:
 
 
 def from_struct(struct: Struct) -> dict[str, Any]:
-    """Returns the fields of an object."""
-    return {name: from_value(value) for name, value in struct.fields.items()}
+    """Returns the fields of an object by name, as messages keep no order."""
+    return {name: from_value(struct.fields[name]) for name in sorted(struct.fields)}
 
 
 def from_value(value: Value) -> Any:
