@@ -18,6 +18,14 @@ from bxmesh.client.agents import (
 )
 from bxmesh.client.bundles import AsyncBundles, Bundle
 from bxmesh.client.connection import Timeouts
+from bxmesh.client.definitions import (
+    AsyncDefinitions,
+    Definition,
+    DefinitionLimits,
+    ModelSettings,
+    Rule,
+    Tool,
+)
 from bxmesh.client.errors import (
     BxmeshError,
     Cancelled,
@@ -62,6 +70,7 @@ __all__ = [
     "AgentInfo",
     "AgentState",
     "AsyncBundles",
+    "AsyncDefinitions",
     "AsyncFunctions",
     "AsyncJobs",
     "AsyncMesh",
@@ -74,6 +83,8 @@ __all__ = [
     "BxmeshError",
     "Cancelled",
     "DeadlineExceeded",
+    "Definition",
+    "DefinitionLimits",
     "DensityMap",
     "Drop",
     "Execution",
@@ -93,6 +104,7 @@ __all__ = [
     "Minimization",
     "MinimizationStep",
     "Model",
+    "ModelSettings",
     "ModelSummary",
     "NotFound",
     "PermissionDenied",
@@ -101,6 +113,7 @@ __all__ = [
     "ResourceExhausted",
     "Retry",
     "RetryPolicy",
+    "Rule",
     "SampleValue",
     "Session",
     "Step",
@@ -110,6 +123,7 @@ __all__ = [
     "TaskContext",
     "TaskFailed",
     "Timeouts",
+    "Tool",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

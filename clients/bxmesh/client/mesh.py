@@ -19,6 +19,7 @@ from bxmesh.client.calculation import Answer, calculate, compute_gradients
 from bxmesh.client.connection import Connection, Timeouts
 from bxmesh.client.content import BUNDLE_ID
 from bxmesh.client.data_quality import DataReport
+from bxmesh.client.definitions import AsyncDefinitions
 from bxmesh.client.endpoint import resolve
 from bxmesh.client.functions import AsyncFunctions
 from bxmesh.client.gradients import Gradients, as_coordinates
@@ -129,6 +130,8 @@ class AsyncMesh(AgentCalls):
         """Jobs: create, follow, cancel, and read what came out."""
         self.functions = AsyncFunctions(self._connection)
         """Stored functions: create, execute, and look at what became of it."""
+        self.definitions = AsyncDefinitions(self._connection)
+        """Definitions of agents: create, change, start and stop them."""
         self.security = AsyncSecurity(self._connection)
         """Identities, keys, policies, violations and the audit log."""
 

@@ -15,6 +15,7 @@ from bxmesh.client.agents.calls.blocking import BlockingAgentCalls
 from bxmesh.client.blocking import Blocking, Loop, blocking, iterating
 from bxmesh.client.bundles import AsyncBundles
 from bxmesh.client.connection import Timeouts
+from bxmesh.client.definitions import AsyncDefinitions
 from bxmesh.client.functions import AsyncFunctions
 from bxmesh.client.jobs import AsyncJobs
 from bxmesh.client.layouts import Atom37Map
@@ -25,7 +26,7 @@ from bxmesh.client.signatures import SignatureMode
 from bxmesh.client.steps import Step
 from bxmesh.client.values import XrayValue
 
-__all__ = ["Bundles", "Functions", "Mesh", "Security", "Session"]
+__all__ = ["Bundles", "Definitions", "Functions", "Mesh", "Security", "Session"]
 
 P = ParamSpec("P")
 
@@ -92,6 +93,21 @@ class Functions(Blocking[AsyncFunctions]):
     executions = iterating(AsyncFunctions.executions)
     cancel = blocking(AsyncFunctions.cancel)
     stats = blocking(AsyncFunctions.stats)
+
+
+class Definitions(Blocking[AsyncDefinitions]):
+    """Definitions of agents on the mesh; see AsyncDefinitions."""
+
+    create = blocking(AsyncDefinitions.create)
+    update = blocking(AsyncDefinitions.update)
+    activate = blocking(AsyncDefinitions.activate)
+    drain = blocking(AsyncDefinitions.drain)
+    stop = blocking(AsyncDefinitions.stop)
+    get = blocking(AsyncDefinitions.get)
+    list = iterating(AsyncDefinitions.list)
+    versions = iterating(AsyncDefinitions.versions)
+    delete = blocking(AsyncDefinitions.delete)
+    watch = iterating(AsyncDefinitions.watch)
 
 
 class Security(Blocking[AsyncSecurity]):
@@ -212,6 +228,8 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
         """Jobs: create, follow, cancel, and read what came out."""
         self.functions = Functions(loop, mesh.functions)
         """Stored functions: create, execute, and look at what became of it."""
+        self.definitions = Definitions(loop, mesh.definitions)
+        """Definitions of agents: create, change, start and stop them."""
         self.security = Security(loop, mesh.security)
         """Identities, keys, policies, violations and the audit log."""
         self._closed = weakref.finalize(self, loop.close, mesh.close)

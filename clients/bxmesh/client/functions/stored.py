@@ -17,7 +17,15 @@ from bxmesh.client.functions.source import Code, source_of
 from bxmesh.client.names import EnumNames
 from bxmesh.registry.v1.schema_pb2 import Schema
 
-__all__ = ["Engine", "Function", "FunctionLimits", "FunctionOptions", "SchemaSource", "to_message"]
+__all__ = [
+    "Engine",
+    "Function",
+    "FunctionLimits",
+    "FunctionOptions",
+    "SchemaSource",
+    "schema_message",
+    "to_message",
+]
 
 Engine = Literal["sandbox", "container"]
 SchemaSource = Mapping[str, Any] | type[Any]
@@ -174,8 +182,10 @@ def to_message(name: str, code: Code, options: FunctionOptions) -> pb.Function:
         code=source.text,
         entry_point=source.entry_point,
         description=options.get("description", ""),
-        input_schema=_to_schema(options.get("input_schema", source.input_schema), "input_schema"),
-        output_schema=_to_schema(
+        input_schema=schema_message(
+            options.get("input_schema", source.input_schema), "input_schema"
+        ),
+        output_schema=schema_message(
             options.get("output_schema", source.output_schema), "output_schema"
         ),
         is_async=source.is_async,
@@ -190,7 +200,8 @@ def to_message(name: str, code: Code, options: FunctionOptions) -> pb.Function:
     )
 
 
-def _to_schema(source: SchemaSource | None, field: str) -> Schema | None:
+def schema_message(source: SchemaSource | None, field: str) -> Schema | None:
+    """Returns a JSON Schema, or that of a type, as a message; None for none."""
     if source is None:
         return None
     if not isinstance(source, Mapping):
