@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -273,3 +276,45 @@ async def first_running(caller: Caller) -> str:
 def error_reason(execution: pb.Execution) -> str:
     """The reason in an execution's error."""
     return from_status(execution.error).reason
+
+
+async def test_host_modules_may_be_imported_anywhere(admin: Caller) -> None:
+    execution = await admin.run_with(
+        "async def main():\n    import mesh\n    return await mesh.discover('no.body')\n",
+        "mesh.discover",
+    )
+    assert execution.state == COMPLETED, execution.error
+
+
+async def test_what_the_sandbox_lacks_is_said_of_the_code(admin: Caller) -> None:
+    for code in ("class A(int):\n    pass\n", "def f():\n    yield 1\n", "x = 1\ndel x\n"):
+        error = await refused(admin.create("test.lacking", f"{code}def main():\n    return 1\n"))
+        assert (error.reason, error.field_violations[0][0]) == ("CODE_INVALID", "function.code")
+        assert "not yet support" in error.message
+
+
+async def test_a_lost_sandbox_is_said_and_the_same_request_may_be_repeated(
+    admin: Caller,
+) -> None:
+    await admin.create("test.spin", "def main(n):\n    while n:\n        pass\n    return 'done'\n")
+    running = asyncio.create_task(admin.execute("test.spin", {"n": 1}, request_id="same"))
+    await first_running(admin)
+    for worker in sandbox_workers():
+        os.kill(worker, signal.SIGKILL)
+    error = await refused(running)
+    assert (error.reason, error.code) == ("SANDBOX_LOST", grpc.StatusCode.UNAVAILABLE)
+    again = await admin.execute("test.spin", {"n": 0}, request_id="same")
+    assert (again.state, again.output.string_value) == (COMPLETED, "done")
+
+
+def sandbox_workers() -> list[int]:
+    """The processes of the sandbox that this process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, parent = path.read_text().split()[1:4:2]
+        except OSError:
+            continue
+        if "monty" in name and int(parent) == os.getpid():
+            found.append(int(path.parent.name))
+    return found

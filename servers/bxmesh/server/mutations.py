@@ -54,6 +54,12 @@ class Mutation:
         answer.ParseFromString(data if found is None else found)
         return answer
 
+    async def forget(self) -> None:
+        """Lets the request be as if it had never come. Raises MeshError UNAVAILABLE without Redis."""
+        if self.name:
+            with redis_errors():
+                await self._redis.delete(self._answer_key)
+
     async def count(self, keys: QueueKeys) -> int:
         """How many steps were done with a queue."""
         if not self.name:

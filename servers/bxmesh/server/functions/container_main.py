@@ -124,11 +124,11 @@ def _problem(error: BaseException) -> dict[str, object]:
 def _main() -> None:
     lines = _Lines()
     call = lines.hear()
-    sys.stdout = sys.stderr = _Printed(lines)  # type: ignore[assignment]  # As far as print goes.
+    sys.stdout = sys.stderr = _Printed(lines)
     host = _Host(lines, call["host"])
     # Loading pathlib would take longer than the rest.
     sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
-    import seccomp
+    import seccomp  # type: ignore[import-not-found]  # It lies beside this file there.
 
     sys.path.pop()
     # Nothing is started here, and nothing looks into what is.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from bxmesh.agent.v1 import function_pb2 as pb
 from bxmesh.agent.v1.function_work_pb2 import FunctionWork
-from bxmesh.server.errors import invalid_argument
+from bxmesh.server.errors import MeshError, invalid_argument, unavailable
 from bxmesh.server.functions.checking import checked_input
 from bxmesh.server.functions.executor import Plan, new_execution
 from bxmesh.server.functions.history import no_such_execution
@@ -40,6 +41,25 @@ _MARGIN_SECONDS = 5.0
 Events = asyncio.Queue[pb.StreamFunctionResponse | None]
 
 
+@asynccontextmanager
+async def _forgotten_when_lost(mutation: Mutation) -> AsyncIterator[None]:
+    """Around what a request id stands for: when it is lost, a repetition is a new try."""
+    try:
+        yield
+    except MeshError as error:
+        if error.code is grpc.StatusCode.UNAVAILABLE:
+            await mutation.forget()
+        raise
+
+
+def _server_lost() -> MeshError:
+    return unavailable(
+        "The server that ran it was lost with its answer. Try again.",
+        reason="SERVER_LOST",
+        retry_after=0.1,
+    )
+
+
 class ExecutionRpcs:
     """Execute, stream, get, list, cancel."""
 
@@ -54,14 +74,15 @@ class ExecutionRpcs:
             raise invalid_argument("detach", "only durable executions go on by themselves")
         mutation = self._mutation_of(request)
         if first := await mutation.answered(pb.ExecuteFunctionResponse()):
-            return await self._joined(first.execution.execution_id, request)
+            return await self._joined(first.execution.execution_id, request, mutation)
         plan = await self._plan(request)
         if (other := await self._claim(mutation, plan)) is not None:
-            return await self._joined(other, request)
-        if request.durable:
-            execution = await self._execute_durably(plan, request)
-        else:
-            execution = await self._mesh.executor.execute(plan)
+            return await self._joined(other, request, mutation)
+        async with _forgotten_when_lost(mutation):
+            if request.durable:
+                execution = await self._execute_durably(plan, request)
+            else:
+                execution = await self._mesh.executor.execute(plan)
         return pb.ExecuteFunctionResponse(execution=execution)
 
     async def StreamFunction(
@@ -77,7 +98,7 @@ class ExecutionRpcs:
                 plan = await self._plan(call)
                 other = await self._claim(mutation, plan)
             if other is not None:
-                joined = await self._joined(other, call)
+                joined = await self._joined(other, call, mutation)
                 yield pb.StreamFunctionResponse(ended=joined.execution)
                 return
             events: Events = asyncio.Queue()
@@ -85,7 +106,9 @@ class ExecutionRpcs:
             try:
                 while (event := await events.get()) is not None:
                     yield event
-                yield pb.StreamFunctionResponse(ended=await running)
+                async with _forgotten_when_lost(mutation):
+                    execution = await running
+                yield pb.StreamFunctionResponse(ended=execution)
             finally:
                 await end_tasks(running)
 
@@ -211,10 +234,25 @@ class ExecutionRpcs:
         return counts.execution.execution_id
 
     async def _joined(
+        self, execution_id: str, request: pb.ExecuteFunctionRequest, mutation: Mutation
+    ) -> pb.ExecuteFunctionResponse:
+        """The answer to a repeated request: the first one's, when it has come to its end.
+
+        Raises MeshError UNAVAILABLE (SERVER_LOST) when there will be none: then the next repetition
+        is the first.
+        """
+        async with _forgotten_when_lost(mutation):
+            return await self._first_answer(execution_id, request)
+
+    async def _first_answer(
         self, execution_id: str, request: pb.ExecuteFunctionRequest
     ) -> pb.ExecuteFunctionResponse:
-        """The answer to a repeated request: the first one's, when it has come to its end."""
-        record = await self._own(execution_id)
+        try:
+            record = await self._own(execution_id)
+        except MeshError as error:
+            if error.reason != "EXECUTION_NOT_FOUND":
+                raise
+            raise _server_lost() from error
         if not request.detach:
             stored = await self._mesh.cache.seen(
                 record.execution.function_name,
@@ -223,6 +261,8 @@ class ExecutionRpcs:
             )
             limits = tightest(stored.function.limits, request.limits)
             record = await self._end_of(execution_id, limits.timeout + _MARGIN_SECONDS)
+            if not (record.ended or record.durable):
+                raise _server_lost()
         return pb.ExecuteFunctionResponse(execution=record.execution)
 
     async def _own(self, execution_id: str) -> Record:

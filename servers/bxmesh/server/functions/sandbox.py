@@ -106,9 +106,11 @@ class Sandbox:
         printer.when_full(run.cancel)
         try:
             value = await run
-        except MontyError as error:
+        except (MontyError, _NotLoadedError) as error:
             if printer.full:
                 return outcome(error=printer.refusal(), limited=True)
+            if isinstance(error, _NotLoadedError):
+                return outcome(error=_not_loaded(error.__cause__, call))
             limited, problem = _problem(error, call)
             return outcome(error=problem, limited=limited)
         except asyncio.CancelledError:
@@ -125,8 +127,14 @@ class Sandbox:
 async def _run(session: AsyncMontySession, call: Call, printer: _Printer) -> Any:
     code = call.code
     if call.checked:
+        # The checker only knows the host's modules when they were imported before, at the top.
+        for module in sorted({name.rpartition(".")[0] for name in call.host}):
+            await session.feed_run(f"import {module}")
         # Types are checked in the code alone, as the call is ours.
-        await session.feed_run(code, print_callback=printer)
+        try:
+            await session.feed_run(code, print_callback=printer)
+        except MontyRuntimeError as error:
+            raise _NotLoadedError from error
         code = ""
     awaiting = "await " if call.is_async else ""
     return await session.feed_run(
@@ -137,6 +145,11 @@ async def _run(session: AsyncMontySession, call: Call, printer: _Printer) -> Any
     )
 
 
+def _not_loaded(cause: BaseException | None, call: Call) -> MeshError:
+    assert isinstance(cause, MontyRuntimeError)
+    return failed("CODE_INVALID", _runtime(cause, call)[1].message)
+
+
 def _limits(call: Call) -> ResourceLimits:
     return ResourceLimits(
         max_feed_duration_secs=call.limits.timeout,
@@ -145,6 +158,10 @@ def _limits(call: Call) -> ResourceLimits:
         max_suspensions=_MOST_HOST_CALLS,
         max_total_sleep_secs=call.limits.timeout,
     )
+
+
+class _NotLoadedError(Exception):
+    """Code that is only checked fails before anything of it is called."""
 
 
 class _Host:
