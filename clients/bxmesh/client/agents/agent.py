@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, Unpack, get_args, get_origin
 
 from google.rpc import status_pb2
@@ -18,6 +17,7 @@ from bxmesh.client.agents.handlers import Handlers
 from bxmesh.client.agents.member import Member
 from bxmesh.client.agents.messages import ERROR_REPORT, Message
 from bxmesh.client.agents.runtime import Runtime
+from bxmesh.client.agents.signals import stopped_by_signals
 from bxmesh.client.agents.stats import AgentStats
 from bxmesh.client.errors import from_status
 from bxmesh.client.names import invalid
@@ -53,6 +53,8 @@ class Agent(Member, Generic[S]):
     """What it can do for others; the types of tasks that it handles need not be named."""
     concurrency: int = 10
     """How many messages and tasks it handles at a time."""
+    definition_id: str = ""
+    """The definition that it runs; empty for an agent that brings its own code."""
     lease_seconds: int = 0
     """How long it stays registered without a heartbeat, 1 to 3600 s; 0 for the server's default."""
     drain_seconds: float = 30.0
@@ -136,7 +138,7 @@ class Agent(Member, Generic[S]):
         from bxmesh.client.mesh import AsyncMesh
 
         async with nullcontext(mesh) if mesh else AsyncMesh(**connection) as mesh:
-            with self._begun(mesh) as runtime, _stopped_by_signals(runtime.stop):
+            with self._begun(mesh) as runtime, stopped_by_signals(runtime.stop):
                 await runtime.run()
 
     @asynccontextmanager
@@ -211,19 +213,3 @@ class Agent(Member, Generic[S]):
         """Returns what the agent has done since it started, in its last run when it has ended."""
         stats = self._last_stats if self._runtime is None else self._runtime.stats
         return stats.copy()
-
-
-@contextmanager
-def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    installed = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Only the main thread of a process can, and not on every system.
-        with suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.add_signal_handler(number, stop)
-            installed.append(number)
-    try:
-        yield
-    finally:
-        for number in installed:
-            loop.remove_signal_handler(number)

@@ -52,6 +52,7 @@ class Runtime:
             capabilities=[one.to_message() for one in offered(agent.capabilities, handlers)],
             max_concurrent_tasks=agent.concurrency,
             lease_ttl_seconds=agent.lease_seconds,
+            definition_id=agent.definition_id,
         )
         self._lease = Lease(connection, registration, self._describe, self.stop)
         invoker = Invoker(agent, handlers, self.stats)

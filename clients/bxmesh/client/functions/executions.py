@@ -46,6 +46,8 @@ class ExecuteOptions(TypedDict, total=False):
     """Whether it survives a restart of the mesh and is tried again."""
     retry: RetryPolicy | None
     """How it is tried again, when it is durable; the server's default."""
+    on_behalf_of: str
+    """The identity for which it is done, whose permissions it takes too."""
 
 
 class FunctionFailed(BxmeshError):
@@ -235,4 +237,5 @@ def to_request(
         durable=options.get("durable", False),
         retry_policy=None if retry is None else retry.to_message(),
         detach=detach,
+        on_behalf_of=options.get("on_behalf_of", ""),
     )

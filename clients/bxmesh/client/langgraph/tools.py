@@ -12,11 +12,11 @@ from langchain_core.tools import BaseTool, StructuredTool, ToolException
 from langgraph.prebuilt import ToolNode
 
 from bxmesh.client.agents.live_agents import AgentTraits
+from bxmesh.client.agents.offers import Offer, offers
 from bxmesh.client.agents.supervisor import Supervisor
 from bxmesh.client.agents.tasks import TaskOptions
 from bxmesh.client.agents.work_progress import WorkProgress
 from bxmesh.client.errors import BxmeshError
-from bxmesh.client.langgraph.offers import Offer, offers
 from bxmesh.client.langgraph.streaming import stream_writer
 from bxmesh.client.mesh import AsyncMesh
 

@@ -37,18 +37,21 @@ class TaskCalls:
         *,
         wait_for_agent: bool = False,
         request_id: str = "",
+        on_behalf_of: str = "",
         **options: Unpack[TaskOptions],
     ) -> Task:
         """Gives a task to an agent that can do it, and to another when that one dies.
 
         Raises FailedPrecondition when nobody offers the capabilities, unless `wait_for_agent`
-        keeps the task until somebody does. The same request id gives the same task.
+        keeps the task until somebody does. The same request id gives the same task. Done on behalf
+        of another identity, it takes the permissions of both.
         """
         with sending(task_type, options.get("agent_id", "") or "*"):
             request = pb.AssignTaskRequest(
                 request_id=request_id or uuid4().hex,
                 spec=spec(task_type, parameters, options),
                 wait_for_agent=wait_for_agent,
+                on_behalf_of=on_behalf_of,
             )
             response = await self._connection.unary(self._connection.agent.AssignTask, request)
         return Task.from_message(response.task)

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from bxmesh.client.agents.live_agents import AgentTraits, to_filter
+from bxmesh.client.agents.live_agents import AgentFilter, AgentTraits, to_filter
 from bxmesh.client.agents.states import from_struct
 from bxmesh.client.errors import NotFound
 from bxmesh.client.mesh import AsyncMesh
@@ -17,7 +17,7 @@ from bxmesh.registry.v1 import agent_pb2
 __all__ = ["Offer", "offers"]
 
 _WRAPPED = "parameters"
-# LangChain passes arguments by these names to a tool's function itself.
+# Arguments that LangChain passes to a tool's function itself.
 _RESERVED = {"config", "run_manager", "callbacks", "self"}
 
 
@@ -62,7 +62,9 @@ class Offer:
         return cls(message.name, description, schema, wrapped)
 
 
-async def offers(mesh: AsyncMesh, capabilities: Collection[str], which: AgentTraits) -> list[Offer]:
+async def offers(
+    mesh: AsyncMesh, capabilities: Collection[str], which: AgentFilter | AgentTraits
+) -> list[Offer]:
     """Returns what is named, or all that has a JSON Schema, in the order of the names.
 
     Of agents that offer the same, one with a JSON Schema speaks for all. Raises NotFound.
