@@ -17,6 +17,7 @@ from bxmesh.client.agents import (
     task,
 )
 from bxmesh.client.bundles import AsyncBundles, Bundle
+from bxmesh.client.chains import AsyncChains, Chain, ChainFailed, ChainRun, ChainStep, StepRun
 from bxmesh.client.connection import Timeouts
 from bxmesh.client.definitions import (
     AsyncDefinitions,
@@ -70,6 +71,7 @@ __all__ = [
     "AgentInfo",
     "AgentState",
     "AsyncBundles",
+    "AsyncChains",
     "AsyncDefinitions",
     "AsyncFunctions",
     "AsyncJobs",
@@ -82,6 +84,10 @@ __all__ = [
     "Bundles",
     "BxmeshError",
     "Cancelled",
+    "Chain",
+    "ChainFailed",
+    "ChainRun",
+    "ChainStep",
     "DeadlineExceeded",
     "Definition",
     "DefinitionLimits",
@@ -117,6 +123,7 @@ __all__ = [
     "SampleValue",
     "Session",
     "Step",
+    "StepRun",
     "StructureFactors",
     "Supervisor",
     "Task",

@@ -16,6 +16,7 @@ from bxmesh.client.agents.calls import AgentCalls
 from bxmesh.client.batches import BatchItem, Outcome, run_batch
 from bxmesh.client.bundles import AsyncBundles, BundleKind
 from bxmesh.client.calculation import Answer, calculate, compute_gradients
+from bxmesh.client.chains import AsyncChains
 from bxmesh.client.connection import Connection, Timeouts
 from bxmesh.client.content import BUNDLE_ID
 from bxmesh.client.data_quality import DataReport
@@ -130,6 +131,8 @@ class AsyncMesh(AgentCalls):
         """Jobs: create, follow, cancel, and read what came out."""
         self.functions = AsyncFunctions(self._connection)
         """Stored functions: create, execute, and look at what became of it."""
+        self.chains = AsyncChains(self._connection)
+        """Chains: start, follow, cancel, and look at how they ran."""
         self.definitions = AsyncDefinitions(self._connection)
         """Definitions of agents: create, change, start and stop them."""
         self.security = AsyncSecurity(self._connection)

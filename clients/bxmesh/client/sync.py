@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from bxmesh.client.agents.calls.blocking import BlockingAgentCalls
 from bxmesh.client.blocking import Blocking, Loop, blocking, iterating
 from bxmesh.client.bundles import AsyncBundles
+from bxmesh.client.chains import AsyncChains
 from bxmesh.client.connection import Timeouts
 from bxmesh.client.definitions import AsyncDefinitions
 from bxmesh.client.functions import AsyncFunctions
@@ -108,6 +109,18 @@ class Definitions(Blocking[AsyncDefinitions]):
     versions = iterating(AsyncDefinitions.versions)
     delete = blocking(AsyncDefinitions.delete)
     watch = iterating(AsyncDefinitions.watch)
+
+
+class Chains(Blocking[AsyncChains]):
+    """Runs of chains on the mesh; see AsyncChains."""
+
+    start = blocking(AsyncChains.start)
+    run = blocking(AsyncChains.run)
+    get = blocking(AsyncChains.get)
+    list = iterating(AsyncChains.list)
+    cancel = blocking(AsyncChains.cancel)
+    watch = iterating(AsyncChains.watch)
+    wait = blocking(AsyncChains.wait)
 
 
 class Security(Blocking[AsyncSecurity]):
@@ -228,6 +241,8 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
         """Jobs: create, follow, cancel, and read what came out."""
         self.functions = Functions(loop, mesh.functions)
         """Stored functions: create, execute, and look at what became of it."""
+        self.chains = Chains(loop, mesh.chains)
+        """Chains: start, follow, cancel, and look at how they ran."""
         self.definitions = Definitions(loop, mesh.definitions)
         """Definitions of agents: create, change, start and stop them."""
         self.security = Security(loop, mesh.security)

@@ -11,13 +11,21 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from bxmesh.client.names import invalid
 
-__all__ = ["from_struct", "from_value", "to_struct"]
+__all__ = ["from_struct", "from_value", "to_struct", "to_value"]
 
 _LARGEST_INTEGER = 2**53
 
 
 def to_struct(value: object, field: str) -> Struct:
-    """Returns an object of JSON: of a dict, a dataclass or a pydantic model.
+    """Returns an object of JSON: of a dict, a dataclass or a pydantic model. Raises as `to_value`."""
+    made = to_value(value, field)
+    if made.WhichOneof("kind") != "struct_value":
+        raise invalid(field, f"{field} must be an object with names, not {type(value).__name__}")
+    return made.struct_value
+
+
+def to_value(value: object, field: str) -> Value:
+    """Returns JSON: of plain values, dataclasses or pydantic models.
 
     Raises InvalidInput, which names the place below `field`, for what JSON does not hold exactly.
     """
@@ -25,15 +33,13 @@ def to_struct(value: object, field: str) -> Struct:
         plain = to_jsonable_python(value, by_alias=True)
     except (PydanticSerializationError, UnicodeDecodeError) as error:
         raise invalid(field, f"{field} has no JSON: {error}") from error
-    if not isinstance(plain, dict):
-        raise invalid(field, f"{field} must be an object with names, not {type(value).__name__}")
     _require_exact(plain, field)
-    struct = Struct()
+    made = Value()
     try:
-        json_format.ParseDict(plain, struct)
+        json_format.ParseDict(plain, made)
     except json_format.ParseError as error:
         raise invalid(field, f"{field} cannot be sent: {error}") from error
-    return struct
+    return made
 
 
 def _require_exact(value: Any, place: str) -> None:

@@ -23,8 +23,8 @@ __all__ = [
     "FunctionLimits",
     "FunctionOptions",
     "SchemaSource",
-    "schema_message",
     "to_message",
+    "to_schema",
 ]
 
 Engine = Literal["sandbox", "container"]
@@ -153,8 +153,8 @@ class Function:
             code=message.code,
             entry_point=message.entry_point,
             description=message.description,
-            input_schema=_schema(message.input_schema),
-            output_schema=_schema(message.output_schema),
+            input_schema=from_schema(message.input_schema),
+            output_schema=from_schema(message.output_schema),
             is_async=message.is_async,
             limits=FunctionLimits.from_message(message.limits),
             allowed_imports=tuple(message.allowed_imports),
@@ -182,10 +182,8 @@ def to_message(name: str, code: Code, options: FunctionOptions) -> pb.Function:
         code=source.text,
         entry_point=source.entry_point,
         description=options.get("description", ""),
-        input_schema=schema_message(
-            options.get("input_schema", source.input_schema), "input_schema"
-        ),
-        output_schema=schema_message(
+        input_schema=to_schema(options.get("input_schema", source.input_schema), "input_schema"),
+        output_schema=to_schema(
             options.get("output_schema", source.output_schema), "output_schema"
         ),
         is_async=source.is_async,
@@ -200,7 +198,7 @@ def to_message(name: str, code: Code, options: FunctionOptions) -> pb.Function:
     )
 
 
-def schema_message(source: SchemaSource | None, field: str) -> Schema | None:
+def to_schema(source: SchemaSource | None, field: str) -> Schema | None:
     """Returns a JSON Schema, or that of a type, as a message; None for none."""
     if source is None:
         return None
@@ -210,5 +208,6 @@ def schema_message(source: SchemaSource | None, field: str) -> Schema | None:
     return Schema(json_schema=to_struct(source, field))
 
 
-def _schema(message: Schema) -> dict[str, Any] | None:
+def from_schema(message: Schema) -> dict[str, Any] | None:
+    """Returns the JSON Schema of a message; None where anything goes."""
     return from_struct(message.json_schema) if message.HasField("json_schema") else None
