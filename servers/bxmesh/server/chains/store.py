@@ -71,9 +71,11 @@ class ChainStore:
         """Returns a run with its steps; raises MeshError NOT_FOUND."""
         return (await self.changed(run_id, -1))[0]
 
-    async def changed(self, run_id: str, after: int) -> tuple[pb.ChainRun, list[pb.StepRun]]:
-        """Returns a run with its steps, and those that have changed after a revision, in the order of
-        their changes; raises MeshError NOT_FOUND."""
+    async def changed(
+        self, run_id: str, after: int
+    ) -> tuple[pb.ChainRun, list[tuple[int, pb.StepRun]]]:
+        """Returns a run with its steps, and those that have changed after a revision with the revisions
+        of that, in their order; raises MeshError NOT_FOUND."""
         async with self._database.reading() as connection:
             row = (
                 await connection.execute(select(CHAIN_RUNS).where(_R.run_id == run_id))
@@ -92,7 +94,7 @@ class ChainStore:
             step.ParseFromString(each.step)
             if each.revision > after:
                 changed.append((each.revision, step))
-        return run, [step for _, step in sorted(changed, key=lambda pair: pair[0])]
+        return run, sorted(changed, key=lambda pair: pair[0])
 
     async def page(
         self,
