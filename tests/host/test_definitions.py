@@ -19,6 +19,7 @@ from bxmesh.client import (
     Rule,
     Tool,
 )
+from bxmesh.client.chains import Chain, ChainStep
 from bxmesh.client.definitions import DefinitionEvent
 from bxmesh.server.embedded import EmbeddedMesh
 from tests.host.conftest import become
@@ -92,11 +93,15 @@ async def test_the_json_form_is_a_definition_too(mesh: AsyncMesh) -> None:
         "definitionId": unique,
         "display_name": "As in a file",
         "rules": [{"message_type": "echo", "call": {"capability": "test.echo"}}],
-        "limits": {"timeout": "2.5s"},
+        "limits": {"timeout": 2.5},
+        "input_schema": {"type": "object"},
+        "capabilities": ["test.a", {"name": "test.b", "inputSchema": {"type": "string"}}],
     }
     created = await mesh.definitions.create(content)
     assert created.rules == (Rule("echo", Tool(capability="test.echo")),)
     assert created.limits.timeout == 2.5
+    assert created.input_schema == {"type": "object"}
+    assert created.capabilities == ("test.a", "test.b")
     changed = await mesh.definitions.update({"definitionId": unique, "displayName": "Changed"})
     assert (changed.display_name, changed.rules) == ("Changed", created.rules)
     emptied = await mesh.definitions.update(unique, limits=None, rules=())
@@ -107,7 +112,7 @@ async def test_the_json_form_is_a_definition_too(mesh: AsyncMesh) -> None:
 
 
 async def test_errors_name_the_field(mesh: AsyncMesh) -> None:
-    chain = {"steps": [{"step_id": "a", "capability": "x", "after": ["b"]}]}
+    chain = Chain([ChainStep("a", capability="x", after=("b",))])
     for options, field, reason in (
         ({"tools": [Tool(function="test.none")]}, "definition.tools[0].function", "TOOL_UNKNOWN"),
         ({"model": ModelSettings("gpt")}, "definition.model.model", "MODEL_INVALID"),
@@ -119,15 +124,21 @@ async def test_errors_name_the_field(mesh: AsyncMesh) -> None:
         ),
         ({"replicas": 1001}, "definition.replicas", "INVALID_ARGUMENT"),
         ({"chain": chain, "max_chain_depth": 1}, "definition.chain", ""),
-        ({"chain": {"stairs": []}}, "chain", "INVALID_ARGUMENT"),
     ):
         with pytest.raises(InvalidInput) as refused:
             await mesh.definitions.create(name("bad"), **options)
         (violation, *_) = refused.value.field_violations
         assert violation[0].startswith(field), (options, refused.value)
         assert reason in ("", refused.value.reason)
-    with pytest.raises(InvalidInput, match="no field named"):
-        await mesh.definitions.create({"definition_id": "a", "stairs": []})
+    for content, field in (
+        ({"stairs": []}, "definition.stairs"),
+        ({"replicas": "many"}, "definition.replicas"),
+        ({"chain": {"stairs": []}}, "chain"),
+        ({"limits": {"timeout": "soon"}}, "definition.limits"),
+    ):
+        with pytest.raises(InvalidInput) as unreadable:
+            await mesh.definitions.create({"definition_id": "a", **content})
+        assert unreadable.value.field_violations[0][0] == field
     with pytest.raises(InvalidInput, match="one of the two"):
         Tool()
     with pytest.raises(InvalidInput, match="what is to be changed"):

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
-from google.protobuf import json_format
-
 from bxmesh.client.agents.capabilities import Capability
+from bxmesh.client.chains import Chain
+from bxmesh.client.definitions.files import from_plain, snake
 from bxmesh.client.definitions.parts import DefinitionLimits, ModelSettings, Rule, Tool
 from bxmesh.client.functions.stored import SchemaSource, schema_message
 from bxmesh.client.names import invalid
 from bxmesh.registry.v1 import agent_definition_pb2 as pb
-from bxmesh.registry.v1 import chain_pb2
 
 __all__ = ["Content", "DefinitionOptions", "to_message"]
 
 Content = str | Mapping[str, Any] | pb.AgentDefinition
-"""A definition's name, or a whole definition in the JSON form of its message."""
+"""A definition's name, or a definition as files hold it: the JSON form of its message, or the same in
+shorter words."""
 
 _FIELDS = pb.AgentDefinition.DESCRIPTOR.fields_by_name
 _OUTPUT_ONLY = frozenset(
@@ -38,8 +38,8 @@ class DefinitionOptions(TypedDict, total=False):
     """What the model is told first."""
     rules: Iterable[Rule]
     """Behaviour without a model, first match wins."""
-    chain: Mapping[str, Any] | chain_pb2.Chain | None
-    """The chain it runs: a message, or its JSON form."""
+    chain: Chain | None
+    """The chain it runs."""
     input_schema: SchemaSource | None
     """What it takes."""
     output_schema: SchemaSource | None
@@ -72,10 +72,10 @@ def to_message(
         case pb.AgentDefinition():
             message.CopyFrom(content)
         case _:
-            _parse(content, message, "definition")
+            message.CopyFrom(from_plain(content))
     for name, value in options.items():
         _set(message, name, value)
-    given = {_snake(name) for name in content} if isinstance(content, Mapping) else set()
+    given = {snake(name) for name in content} if isinstance(content, Mapping) else set()
     if isinstance(content, pb.AgentDefinition):
         given = {field.name for field, _ in content.ListFields()}
     return message, sorted((given | options.keys()) - _OUTPUT_ONLY - {"definition_id"})
@@ -99,23 +99,8 @@ def _set(message: pb.AgentDefinition, name: str, value: Any) -> None:
         case "input_schema" | "output_schema":
             getattr(message, name).CopyFrom(schema_message(value, name))
         case "chain":
-            if isinstance(value, chain_pb2.Chain):
-                message.chain.CopyFrom(value)
-            else:
-                _parse(value, message.chain, "chain")
+            message.chain.CopyFrom(value.to_message())
         case "labels":
             message.labels.update(value)
         case _:
             setattr(message, name, value)
-
-
-def _parse(content: Mapping[str, Any], message: Any, field: str) -> None:
-    try:
-        json_format.ParseDict(dict(content), message)
-    except json_format.ParseError as error:
-        # Its message names the place.
-        raise invalid(field, f"the {field} cannot be read: {error}") from error
-
-
-def _snake(name: str) -> str:
-    return "".join(f"_{each.lower()}" if each.isupper() else each for each in name)

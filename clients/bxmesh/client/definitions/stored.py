@@ -6,16 +6,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, cast
 
-from google.protobuf import json_format
-
 from bxmesh.client.agents.times import from_timestamp
+from bxmesh.client.chains import Chain
 from bxmesh.client.definitions.parts import DefinitionLimits, ModelSettings, Rule, Tool
-from bxmesh.client.functions.json_values import from_struct
+from bxmesh.client.functions.stored import from_schema
 from bxmesh.client.names import EnumNames
 from bxmesh.registry.v1 import agent_definition_pb2 as pb
-from bxmesh.registry.v1.schema_pb2 import Schema
 
-__all__ = ["STATES", "Definition", "DefinitionEvent", "DefinitionState", "schema_of"]
+__all__ = ["STATES", "Definition", "DefinitionEvent", "DefinitionState"]
 
 DefinitionState = Literal["draft", "active", "draining", "inactive"]
 
@@ -44,8 +42,8 @@ class Definition:
     """What the model is told first."""
     rules: tuple[Rule, ...]
     """Behaviour without a model, first match wins."""
-    chain: dict[str, Any] | None
-    """The chain it runs, in the JSON form of its message."""
+    chain: Chain | None
+    """The chain it runs."""
     input_schema: dict[str, Any] | None
     """A JSON Schema of what it takes; None where anything goes."""
     output_schema: dict[str, Any] | None
@@ -76,9 +74,6 @@ class Definition:
     @classmethod
     def from_message(cls, message: pb.AgentDefinition) -> Definition:
         """Returns the definition that the message holds."""
-        chain = None
-        if message.HasField("chain"):
-            chain = json_format.MessageToDict(message.chain, preserving_proto_field_name=True)
         return cls(
             definition_id=message.definition_id,
             version=message.version,
@@ -89,9 +84,9 @@ class Definition:
             model=ModelSettings.from_message(message.model) if message.model.model else None,
             system_prompt=message.system_prompt,
             rules=tuple(map(Rule.from_message, message.rules)),
-            chain=chain,
-            input_schema=schema_of(message.input_schema),
-            output_schema=schema_of(message.output_schema),
+            chain=Chain.from_message(message.chain) if message.HasField("chain") else None,
+            input_schema=from_schema(message.input_schema),
+            output_schema=from_schema(message.output_schema),
             tools=tuple(map(Tool.from_message, message.tools)),
             capabilities=tuple(one.name for one in message.capabilities),
             limits=DefinitionLimits.from_message(message.limits),
@@ -142,8 +137,3 @@ class DefinitionEvent:
             complete=message.complete,
             revision=message.revision,
         )
-
-
-def schema_of(message: Schema) -> dict[str, Any] | None:
-    """Returns a JSON Schema; None for any other."""
-    return from_struct(message.json_schema) if message.HasField("json_schema") else None

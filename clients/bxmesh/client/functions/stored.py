@@ -23,8 +23,8 @@ __all__ = [
     "FunctionLimits",
     "FunctionOptions",
     "SchemaSource",
+    "schema_message",
     "to_message",
-    "to_schema",
 ]
 
 Engine = Literal["sandbox", "container"]
@@ -182,8 +182,10 @@ def to_message(name: str, code: Code, options: FunctionOptions) -> pb.Function:
         code=source.text,
         entry_point=source.entry_point,
         description=options.get("description", ""),
-        input_schema=to_schema(options.get("input_schema", source.input_schema), "input_schema"),
-        output_schema=to_schema(
+        input_schema=schema_message(
+            options.get("input_schema", source.input_schema), "input_schema"
+        ),
+        output_schema=schema_message(
             options.get("output_schema", source.output_schema), "output_schema"
         ),
         is_async=source.is_async,
@@ -198,7 +200,7 @@ def to_message(name: str, code: Code, options: FunctionOptions) -> pb.Function:
     )
 
 
-def to_schema(source: SchemaSource | None, field: str) -> Schema | None:
+def schema_message(source: SchemaSource | None, field: str) -> Schema | None:
     """Returns a JSON Schema, or that of a type, as a message; None for none."""
     if source is None:
         return None
