@@ -18,7 +18,7 @@ from bxmesh.client.agents.task_context import TaskContext
 from bxmesh.client.agents.tasks import Task
 from bxmesh.client.agents.traces import processing
 from bxmesh.client.agents.verdicts import Verdict
-from bxmesh.client.errors import BxmeshError, Cancelled, FailedPrecondition, NotFound
+from bxmesh.client.errors import BxmeshError, Cancelled, FailedPrecondition
 
 __all__ = ["TaskWork"]
 
@@ -47,10 +47,10 @@ class TaskWork:
             try:
                 result = await self._result(context, delivery)
                 await context.report(result=result)
-            except (FailedPrecondition, NotFound) as error:
-                if isinstance(error, FailedPrecondition) and error.reason != "LEASE_LOST":
+            except FailedPrecondition as error:
+                if error.reason != "LEASE_LOST":
                     raise
-                # It is another's by now, has ended, or is forgotten.
+                # It is another's by now, or has ended.
                 _log.info("%r is not this agent's any more: %s", context, error)
             return Verdict.ack()
         except Exception as error:

@@ -56,6 +56,8 @@ class TaskOptions(TypedDict, total=False):
     """The same key goes to the same agent while it is alive and not full."""
     labels: Mapping[str, str]
     """For the caller's own use."""
+    on_behalf_of: str
+    """The identity for which it is done, whose permissions it takes too."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,6 @@ class TaskCalls:
         *,
         wait_for_agent: bool = False,
         request_id: str = "",
-        on_behalf_of: str = "",
         **options: Unpack[TaskOptions],
     ) -> Task:
         """Gives a task to an agent that can do it, and to another when that one dies.
@@ -51,7 +50,7 @@ class TaskCalls:
                 request_id=request_id or uuid4().hex,
                 spec=spec(task_type, parameters, options),
                 wait_for_agent=wait_for_agent,
-                on_behalf_of=on_behalf_of,
+                on_behalf_of=options.get("on_behalf_of", ""),
             )
             response = await self._connection.unary(self._connection.agent.AssignTask, request)
         return Task.from_message(response.task)
