@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _C = EXECUTIONS.c
 # Its states come first.
 _OPEN = _C.state < min(ENDED)
-_GATHER_SECONDS = 0.05
+_GATHER_SECONDS = 0.2
 _MOST_GATHERED = 10_000
 _ROWS_AT_ONCE = 500
 _SWEEP_SECONDS = 300.0
@@ -62,6 +62,8 @@ class History(Background):
         self._some = asyncio.Event()
         self._swept = 0.0
         self._dropped = 0
+        # Made once, as making it takes longer than executing it.
+        self._upsert = _upsert(database.dialect)
 
     def note(self, record: Record) -> None:
         """Remembers how an execution stands; it is written within a moment."""
@@ -205,28 +207,24 @@ class History(Background):
             self._dropped = 0
 
     async def _flush(self) -> None:
-        while self._gathered:
-            records = list(self._gathered.values())[:_ROWS_AT_ONCE]
-            async with self._database.writing() as connection:
-                await self._write(connection, records)
-            for record in records:
-                name = record.execution.execution_id
-                if self._gathered.get(name) is record:
-                    del self._gathered[name]
+        """Writes what is there now; what comes meanwhile waits for the next time."""
         self._some.clear()
+        waiting = list(self._gathered.values())
+        try:
+            for first in range(0, len(waiting), _ROWS_AT_ONCE):
+                records = waiting[first : first + _ROWS_AT_ONCE]
+                async with self._database.writing() as connection:
+                    await self._write(connection, records)
+                for record in records:
+                    name = record.execution.execution_id
+                    if self._gathered.get(name) is record:
+                        del self._gathered[name]
+        finally:
+            if self._gathered:
+                self._some.set()
 
     async def _write(self, connection: AsyncConnection, records: Iterable[Record]) -> None:
-        new: Any = (sqlite if self._database.dialect == "sqlite" else postgresql).insert(EXECUTIONS)
-        changed = ("state", "end_time", "duration", "execution", "printed")
-        await connection.execute(
-            new.on_conflict_do_update(
-                index_elements=[_C.execution_id],
-                set_={name: new.excluded[name] for name in changed},
-                # What has ended stays as it is.
-                where=_OPEN,
-            ),
-            [_row(record) for record in records],
-        )
+        await connection.execute(self._upsert, [_row(record) for record in records])
 
     async def _sweep(self) -> None:
         oldest = id_at(time.time() - self._days * 86400.0)
@@ -249,6 +247,17 @@ class History(Background):
                     await self._write(connection, gone)
         except MeshError as error:
             _log.warning("old executions stay for now: %s", error.message)
+
+
+def _upsert(dialect: str) -> Any:
+    new: Any = (sqlite if dialect == "sqlite" else postgresql).insert(EXECUTIONS)
+    changed = ("state", "end_time", "duration", "execution", "printed")
+    return new.on_conflict_do_update(
+        index_elements=[_C.execution_id],
+        set_={name: new.excluded[name] for name in changed},
+        # What has ended stays as it is.
+        where=_OPEN,
+    )
 
 
 def _row(record: Record) -> dict[str, Any]:
