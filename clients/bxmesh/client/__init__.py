@@ -7,6 +7,7 @@ from bxmesh.client.agents import (
     AgentState,
     Drop,
     Message,
+    Minion,
     Retry,
     RetryPolicy,
     Supervisor,
@@ -15,6 +16,7 @@ from bxmesh.client.agents import (
     TaskFailed,
     on,
     task,
+    tool,
 )
 from bxmesh.client.bundles import AsyncBundles, Bundle
 from bxmesh.client.chains import AsyncChains, Chain, ChainFailed, ChainRun, ChainStep, StepRun
@@ -109,6 +111,7 @@ __all__ = [
     "Message",
     "Minimization",
     "MinimizationStep",
+    "Minion",
     "Model",
     "ModelSettings",
     "ModelSummary",
@@ -137,4 +140,5 @@ __all__ = [
     "Validation",
     "on",
     "task",
+    "tool",
 ]

@@ -18,7 +18,8 @@ An agent is a class with handlers:
 It may run in any process that reaches the mesh; it dials out. Durable messages and tasks come at
 least once: what is not answered when a process or a connection dies comes again, with an attempt
 above 1. A program that only sends needs no agent: `AsyncMesh` and `Mesh` have `send`, `request`,
-`broadcast`, `assign_task` and their like, and a `Supervisor` hands out many tasks.
+`broadcast`, `assign_task` and their like, and a `Supervisor` hands out many tasks. A `Minion` is an
+agent without a class: made of functions, it does tasks and tells supervisors what it is at.
 """
 
 from bxmesh.client.agents.agent import Agent
@@ -35,6 +36,10 @@ from bxmesh.client.agents.messages import (
     Priority,
     Receipt,
 )
+from bxmesh.client.agents.minion import Minion
+from bxmesh.client.agents.minion_context import BlockingTaskContext
+from bxmesh.client.agents.minion_state import MinionError, MinionState, MinionTask, ToolTimes
+from bxmesh.client.agents.minion_tools import tool
 from bxmesh.client.agents.payloads import PayloadMismatch
 from bxmesh.client.agents.queues import QueueStats, Replay
 from bxmesh.client.agents.retry import RetryPolicy
@@ -53,6 +58,7 @@ __all__ = [
     "AgentState",
     "AgentStats",
     "Assignment",
+    "BlockingTaskContext",
     "BroadcastReceipt",
     "Capability",
     "DeadLetter",
@@ -63,6 +69,10 @@ __all__ = [
     "HandlerStats",
     "HandlerTimeout",
     "Message",
+    "Minion",
+    "MinionError",
+    "MinionState",
+    "MinionTask",
     "PayloadMismatch",
     "Priority",
     "QueueStats",
@@ -79,8 +89,10 @@ __all__ = [
     "TaskState",
     "TaskStats",
     "TaskTimedOut",
+    "ToolTimes",
     "Unhandled",
     "WorkProgress",
     "on",
     "task",
+    "tool",
 ]
