@@ -38,6 +38,7 @@ from bxmesh.client.agents.messages import (
 )
 from bxmesh.client.agents.minion import Minion
 from bxmesh.client.agents.minion_context import BlockingTaskContext
+from bxmesh.client.agents.minion_info import MinionEvent, MinionInfo
 from bxmesh.client.agents.minion_state import MinionError, MinionState, MinionTask, ToolTimes
 from bxmesh.client.agents.minion_tools import tool
 from bxmesh.client.agents.payloads import PayloadMismatch
@@ -71,6 +72,8 @@ __all__ = [
     "Message",
     "Minion",
     "MinionError",
+    "MinionEvent",
+    "MinionInfo",
     "MinionState",
     "MinionTask",
     "PayloadMismatch",

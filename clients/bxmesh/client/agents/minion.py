@@ -16,16 +16,13 @@ from bxmesh.client.agents.backoff import Backoff
 from bxmesh.client.agents.failures import Unhandled
 from bxmesh.client.agents.handlers import task
 from bxmesh.client.agents.minion_context import ToolContext
-from bxmesh.client.agents.minion_state import MinionRecord, MinionState
+from bxmesh.client.agents.minion_state import MARK, MinionRecord, MinionState
 from bxmesh.client.agents.minion_tools import Tool, marked, tool_of
 from bxmesh.client.agents.task_context import TaskContext
 from bxmesh.client.agents.tasks import Task
 from bxmesh.client.errors import BxmeshError
 
-__all__ = ["MARK", "Minion"]
-
-MARK = {"kind": "minion"}
-"""The metadata by which minions are found among agents."""
+__all__ = ["Minion"]
 
 # However many tasks there are, the state is not written more often.
 _CLOSEST_SECONDS = 0.5

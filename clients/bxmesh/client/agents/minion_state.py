@@ -16,7 +16,18 @@ from pydantic import BaseModel
 from bxmesh.client.agents.retry import reason_of
 from bxmesh.client.agents.tasks import Task
 
-__all__ = ["MinionError", "MinionRecord", "MinionState", "MinionStatus", "MinionTask", "ToolTimes"]
+__all__ = [
+    "MARK",
+    "MinionError",
+    "MinionRecord",
+    "MinionState",
+    "MinionStatus",
+    "MinionTask",
+    "ToolTimes",
+]
+
+MARK = {"kind": "minion"}
+"""The metadata by which minions are found among agents."""
 
 MinionStatus = Literal["idle", "working", "draining"]
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sized
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 from uuid import uuid4
 
 from bxmesh.client.agents.assignment import Assignment
 from bxmesh.client.agents.backoff import Backoff
+from bxmesh.client.agents.live_agents import AgentTraits
+from bxmesh.client.agents.minion_info import MinionEvent, MinionInfo, list_minions, watch_minions
 from bxmesh.client.agents.tasks import Task, TaskOptions
 from bxmesh.client.agents.work_progress import WorkProgress
 from bxmesh.client.errors import BxmeshError, ResourceExhausted, Unavailable
@@ -195,6 +197,19 @@ class Supervisor:
         return await self._all(
             parameters, assign, concurrency=concurrency, failures=failures, tell=on_progress
         )
+
+    async def minions(self, *capabilities: str, **which: Unpack[AgentTraits]) -> list[MinionInfo]:
+        """Returns the live minions that offer all of some capabilities, and what they are at."""
+        return await list_minions(self._mesh, capabilities, which)
+
+    def watch_minions(
+        self, *capabilities: str, **which: Unpack[AgentTraits]
+    ) -> AsyncGenerator[MinionEvent, None]:
+        """Yields minions as they join, change and leave until the caller stops, the live ones first.
+
+        Goes on over lost connections. Of several quick changes of one only the last may come.
+        """
+        return watch_minions(self._mesh, capabilities, which)
 
     async def _all(
         self,
