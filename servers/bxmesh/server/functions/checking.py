@@ -110,7 +110,7 @@ class Checks:
             )
         )
         if outcome.error is not None and not reached:
-            self._refuse_trial(outcome)
+            self._refuse_trial(outcome, "example_input" if example else "code")
         if example and not reached:
             try:
                 await checked_output(function, outcome.value, limits.output)
@@ -118,12 +118,12 @@ class Checks:
                 _refuse([Problem("TRIAL_FAILED", "example_input", error.message)])
 
     @staticmethod
-    def _refuse_trial(outcome: Outcome) -> NoReturn:
+    def _refuse_trial(outcome: Outcome, field: str) -> NoReturn:
         error = outcome.error
         assert error is not None
         if error.reason in ("CODE_INVALID", "TYPES_INVALID"):
             _refuse([Problem(error.reason, "code", error.message)])
-        _refuse([Problem("TRIAL_FAILED", "example_input", error.message)])
+        _refuse([Problem("TRIAL_FAILED", field, error.message)])
 
 
 async def checked_input(function: pb.Function, arguments: Struct, field: str) -> dict[str, Any]:
@@ -147,6 +147,12 @@ async def checked_output(function: pb.Function, value: object, most_bytes: int) 
         ) from None
     except NotJsonError as error:
         raise failed("OUTPUT_INVALID", f"What it returned cannot be answered: {error}.") from None
+    # Numbers take more in a message than they do written down, and answers must fit into one.
+    if result.ByteSize() > most_bytes:
+        raise over_limit(
+            "OUTPUT_LIMIT",
+            f"What it returned, with what it printed, is larger than {most_bytes} bytes.",
+        )
     if problem := await _misfit(function.output_schema, json_of(result), result.ByteSize()):
         path, description = problem
         raise failed("OUTPUT_MISMATCH", f"output{path}: {description}", path=f"output{path}")

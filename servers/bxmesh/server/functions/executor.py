@@ -90,7 +90,7 @@ class Executor:
             try:
                 execution.state = pb.EXECUTION_STATE_RUNNING
                 execution.start_time.GetCurrentTime()
-                self.history.note(Record(_copy(execution), plan.durable))
+                self.history.note(Record(execution, plan.durable))
                 tell(pb.StreamFunctionResponse(started=execution))
                 limits = tightest(function.limits, plan.limits)
                 async with plan.host(tell, limits.timeout) as host:
@@ -125,7 +125,7 @@ class Executor:
                 _end(execution, pb.EXECUTION_STATE_FAILED, error)
             execution.printed = "".join(printed)
             if not plan.durable and execution.HasField("end_time"):
-                self.history.note(Record(_copy(execution), durable=False))
+                self.history.note(Record(execution, durable=False))
         if not task.cancelled():
             task.result()
         return execution
@@ -186,11 +186,5 @@ def _end(
         execution.error.CopyFrom(error.to_status())
 
 
-def _copy(execution: pb.Execution) -> pb.Execution:
-    copy = pb.Execution()
-    copy.CopyFrom(execution)
-    return copy
-
-
 def _size(texts: list[str]) -> int:
-    return sum(len(text) for text in texts)
+    return sum(len(text.encode()) for text in texts)

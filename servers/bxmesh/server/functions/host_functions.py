@@ -29,6 +29,8 @@ Tell = Callable[[function_pb2.StreamFunctionResponse], None]
 T = TypeVar("T")
 
 _LARGEST_RESULT = 1 << 20
+# Whoever follows may read slowly, and what is not read yet is kept.
+_MOST_PROGRESS = 16 << 20
 _MOST_NUMBERS = 100_000
 
 
@@ -44,6 +46,7 @@ class HostCalls:
         self._caller = caller
         self._seconds = seconds
         self._tell = tell
+        self._progress_left = _MOST_PROGRESS
         self._mesh: AsyncMesh | None = None
         self._lock = asyncio.Lock()
 
@@ -67,6 +70,13 @@ class HostCalls:
         """Reports progress to whoever follows the execution."""
         payload = message_pb2.Payload()
         payload.json.json = _json(value)
+        self._progress_left -= payload.ByteSize()
+        if self._progress_left < 0:
+            raise MeshError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "TOO_MUCH_PROGRESS",
+                f"It reported more than {_MOST_PROGRESS} bytes of progress.",
+            )
         self._tell(function_pb2.StreamFunctionResponse(progress=payload))
 
     async def discover(self, *capabilities: str) -> list[dict[str, Any]]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
+import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
 from pydantic_monty import (
     AsyncMonty,
-    AsyncMontySession,
     ExternalModule,
+    Monty,
     MontyConversionError,
     MontyCrashedError,
     MontyError,
@@ -46,108 +51,188 @@ _LONGEST_MESSAGE = 600
 @asynccontextmanager
 async def sandbox(workers: int) -> AsyncIterator[Sandbox]:
     """Keeps worker processes ready within a block."""
+    settings: dict[str, Any] = {
+        "max_processes": workers,
+        "request_timeout": MOST.timeout + 10.0,
+        "max_checkouts_per_worker": _CALLS_OF_WORKER,
+        "feed_duration_limit_grace": _GRACE_SECONDS,
+        "turn_duration_limit_grace": _GRACE_SECONDS,
+    }
+    threads = ThreadPoolExecutor(workers, "sandbox")
+    pool = Monty(min_processes=workers, **settings)
     try:
-        async with AsyncMonty(
-            min_processes=workers,
-            max_processes=workers,
-            request_timeout=MOST.timeout + 10.0,
-            max_checkouts_per_worker=_CALLS_OF_WORKER,
-            feed_duration_limit_grace=_GRACE_SECONDS,
-            turn_duration_limit_grace=_GRACE_SECONDS,
-        ) as pool:
-            yield Sandbox(pool)
+        await asyncio.to_thread(pool.__enter__)
+        async with AsyncMonty(min_processes=0, **settings) as hosting:
+            yield Sandbox(pool, hosting, threads, workers)
     finally:
+        await asyncio.to_thread(pool.__exit__, None, None, None)
+        threads.shutdown()
         await asyncio.sleep(_FAREWELL_SECONDS)
 
 
 class Sandbox:
     """Executes calls, as many at a time as there are workers; further ones wait."""
 
-    def __init__(self, pool: AsyncMonty) -> None:
+    def __init__(
+        self, pool: Monty, hosting: AsyncMonty, threads: ThreadPoolExecutor, workers: int
+    ) -> None:
+        """Takes workers for calls that only compute, from a thread each, which is quicker, and for
+        calls of the host, which need the event loop."""
         self._pool = pool
+        self._hosting = hosting
+        self._threads = threads
+        self._free = asyncio.Semaphore(workers)
 
     async def run(self, call: Call) -> Outcome:
         """Runs a call in a fresh session; see `Engine`."""
-        host = _Host(call)
-        try:
-            # The sandbox looks at its own clock first, which leaves its worker alive.
-            async with asyncio.timeout(call.limits.timeout + _GRACE_SECONDS / 4) as timeout:
-                async with self._pool.checkout(
-                    script_name="function.py",
-                    limits=_limits(call),
-                    external_modules=host.modules,
-                    type_check=call.checked,
-                    type_check_format="concise",
-                ) as session:
-                    return await self._feed(session, call, host)
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            return Outcome(
-                error=_too_slow(call),
-                limited=True,
-                cpu_seconds=max(0.0, call.limits.timeout - host.seconds),
+        # Whoever waits for others does not lose its own time meanwhile.
+        async with self._free:
+            printer = _Printer(call)
+            run = (
+                _Hosting(self._hosting, call, printer)
+                if call.host
+                else _Computing(self._pool, self._threads, call, printer)
             )
-
-    async def _feed(self, session: AsyncMontySession, call: Call, host: _Host) -> Outcome:
-        pid = session.worker_pid
-        reset_peak(pid)
-        began = time.monotonic()
-
-        def outcome(**fields: Any) -> Outcome:
-            return Outcome(
-                cpu_seconds=max(0.0, time.monotonic() - began - host.seconds),
-                peak_memory=peak_of(pid),
-                **fields,
-            )
-
-        printer = _Printer(call)
-        run = asyncio.create_task(_run(session, call, printer))
-        printer.when_full(run.cancel)
-        try:
-            value = await run
-        except (MontyError, _NotLoadedError) as error:
+            task = asyncio.create_task(run.run())
+            printer.when_full(task.cancel)
+            try:
+                # The sandbox looks at its own clock first, which leaves its worker alive.
+                async with asyncio.timeout(call.limits.timeout + _GRACE_SECONDS / 4) as timeout:
+                    value = await task
+            except TimeoutError:
+                if not timeout.expired():
+                    raise
+                return run.outcome(error=_too_slow(call), limited=True)
+            except MontyError as error:
+                if not printer.full:
+                    limited, problem = _problem(error, call)
+                    return run.outcome(error=problem, limited=limited)
+            except asyncio.CancelledError:
+                if not printer.full:
+                    raise
+            finally:
+                await end_tasks(task)
             if printer.full:
-                return outcome(error=printer.refusal(), limited=True)
-            if isinstance(error, _NotLoadedError):
-                return outcome(error=_not_loaded(error.__cause__, call))
-            limited, problem = _problem(error, call)
-            return outcome(error=problem, limited=limited)
-        except asyncio.CancelledError:
-            if not printer.full:
-                raise
-            return outcome(error=printer.refusal(), limited=True)
-        finally:
-            await end_tasks(run)
-        if printer.full:
-            return outcome(error=printer.refusal(), limited=True)
-        return outcome(value=value)
+                return run.outcome(error=printer.refusal(), limited=True)
+            return run.outcome(value=value)
 
 
-async def _run(session: AsyncMontySession, call: Call, printer: _Printer) -> Any:
+def _feeds(call: Call) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The snippets that a session is fed one after another; the last one gives the value."""
     code = call.code
     if call.checked:
         # The checker only knows the host's modules when they were imported before, at the top.
         for module in sorted({name.rpartition(".")[0] for name in call.host}):
-            await session.feed_run(f"import {module}")
+            yield f"import {module}", {}
         # Types are checked in the code alone, as the call is ours.
-        try:
-            await session.feed_run(code, print_callback=printer)
-        except MontyRuntimeError as error:
-            raise _NotLoadedError from error
+        yield code, {}
         code = ""
     awaiting = "await " if call.is_async else ""
-    return await session.feed_run(
+    yield (
         f"{code}\n{awaiting}{call.entry_point}(**{INPUT_NAME})",
-        inputs={INPUT_NAME: dict(call.arguments)},
-        print_callback=printer,
-        skip_type_check=call.checked,
+        {"inputs": {INPUT_NAME: dict(call.arguments)}, "skip_type_check": call.checked},
     )
 
 
-def _not_loaded(cause: BaseException | None, call: Call) -> MeshError:
-    assert isinstance(cause, MontyRuntimeError)
-    return failed("CODE_INVALID", _runtime(cause, call)[1].message)
+class _Computing:
+    """A call that only computes, in a thread."""
+
+    def __init__(
+        self, pool: Monty, threads: ThreadPoolExecutor, call: Call, printer: _Printer
+    ) -> None:
+        self._pool = pool
+        self._threads = threads
+        self._call = call
+        self._printer = printer
+        self._lock = threading.Lock()
+        self._worker: int | None = None
+        self._stopped = False
+        self._seconds = 0.0
+        self._peak = 0
+
+    async def run(self) -> Any:
+        future = asyncio.get_running_loop().run_in_executor(self._threads, self._compute)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            self._stop()
+            await asyncio.wait([future])
+            future.exception()
+            raise
+
+    def outcome(self, **fields: Any) -> Outcome:
+        return Outcome(cpu_seconds=self._seconds, peak_memory=self._peak, **fields)
+
+    def _compute(self) -> Any:
+        began = time.monotonic()
+        with self._pool.checkout(**_session(self._call)) as session:
+            worker = session.worker_pid
+            reset_peak(worker)
+            with self._lock:
+                self._worker = worker
+                stopped = self._stopped
+            try:
+                if stopped:
+                    return None
+                value = None
+                for code, options in _feeds(self._call):
+                    value = session.feed_run(code, print_callback=self._printer, **options)
+                return value
+            finally:
+                # From here on it is another's.
+                with self._lock:
+                    self._worker = None
+                self._seconds = time.monotonic() - began
+                self._peak = peak_of(worker)
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            if self._worker is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._worker, signal.SIGKILL)
+
+
+class _Hosting:
+    """A call that calls the host, on the event loop."""
+
+    def __init__(self, pool: AsyncMonty, call: Call, printer: _Printer) -> None:
+        self._pool = pool
+        self._call = call
+        self._printer = printer
+        self._host = _Host(call)
+        self._seconds = 0.0
+        self._peak = 0
+
+    async def run(self) -> Any:
+        began = time.monotonic()
+        async with self._pool.checkout(
+            external_modules=self._host.modules, **_session(self._call)
+        ) as session:
+            worker = session.worker_pid
+            reset_peak(worker)
+            try:
+                value = None
+                for code, options in _feeds(self._call):
+                    value = await session.feed_run(code, print_callback=self._printer, **options)
+                return value
+            finally:
+                self._seconds = max(0.0, time.monotonic() - began - self._host.seconds)
+                self._peak = peak_of(worker)
+
+    def outcome(self, **fields: Any) -> Outcome:
+        return Outcome(cpu_seconds=self._seconds, peak_memory=self._peak, **fields)
+
+
+def _session(call: Call) -> dict[str, Any]:
+    return {
+        "script_name": "function.py",
+        "limits": _limits(call),
+        # A longer sleep than the limit is refused, not cut short.
+        "os_policy": {"sleep_system_max": MOST.timeout},
+        "type_check": call.checked,
+        "type_check_format": "concise",
+    }
 
 
 def _limits(call: Call) -> ResourceLimits:
@@ -158,10 +243,6 @@ def _limits(call: Call) -> ResourceLimits:
         max_suspensions=_MOST_HOST_CALLS,
         max_total_sleep_secs=call.limits.timeout,
     )
-
-
-class _NotLoadedError(Exception):
-    """Code that is only checked fails before anything of it is called."""
 
 
 class _Host:
@@ -268,7 +349,9 @@ def _runtime(error: MontyRuntimeError, call: Call) -> tuple[bool, MeshError]:
     line = next((frame.line for frame in reversed(frames) if frame.line <= lines), 0)
     if kind == "TimeoutError" and "limit exceeded" in message:
         return True, _too_slow(call)
-    if kind == "MemoryError" and "memory limit exceeded" in message:
+    if kind == "MemoryError" and _says(
+        message, "memory limit exceeded", "exceeded its memory limit"
+    ):
         return True, over_limit(
             "MEMORY_LIMIT", f"It wanted more than {call.limits.memory} bytes of memory."
         )
@@ -276,14 +359,26 @@ def _runtime(error: MontyRuntimeError, call: Call) -> tuple[bool, MeshError]:
         return True, over_limit(
             "RECURSION_LIMIT", f"It called itself deeper than {call.limits.recursion} calls."
         )
-    if "suspensions" in message and kind == "RuntimeError" and not frames:
+    if kind == "RuntimeError" and message.startswith("suspension limit "):
         return True, over_limit(
             "HOST_CALL_LIMIT", f"It called the host more than {_MOST_HOST_CALLS} times."
         )
-    where = f" (line {line})" if line else ""
+    if kind == "NotImplementedError" and _says(message, "syntax parser", "Wildcard imports"):
+        message = message.replace(
+            "The monty syntax parser does not yet support", "The sandbox knows no"
+        )
+        return False, failed("CODE_INVALID", f"{_clip(message)}{_where(line)}")
     return False, failed(
-        "FUNCTION_FAILED", f"{_clip(text)}{where}", exception=kind[:100], line=str(line)
+        "FUNCTION_FAILED", f"{_clip(text)}{_where(line)}", exception=kind[:100], line=str(line)
     )
+
+
+def _where(line: int) -> str:
+    return f" (line {line})" if line else ""
+
+
+def _says(message: str, *texts: str) -> bool:
+    return any(text in message for text in texts)
 
 
 def _clip(text: str) -> str:

@@ -45,7 +45,8 @@ def problems_of(
     try:
         tree = ast.parse(code)
     except SyntaxError as error:
-        return [_syntax(f"line {error.lineno}: {error.msg}")]
+        where = f"line {error.lineno}: " if error.lineno else ""
+        return [_syntax(f"{where}{error.msg}")]
     except (ValueError, RecursionError, MemoryError) as error:
         return [_syntax(str(error) or "it is nested too deeply")]
     allowed = {*imports, *_ALWAYS, *(name.rpartition(".")[0] for name in host_functions)}
@@ -83,10 +84,15 @@ def _forbidden(tree: ast.Module, allowed: Collection[str]) -> Iterator[Problem]:
                     f"line {node.lineno}: there is no package to import from",
                 )
                 continue
-            case ast.Name(id=name) if name == INPUT_NAME:
-                yield Problem(
-                    "CODE_INVALID", "code", f"line {node.lineno}: the name {INPUT_NAME} is taken"
-                )
+            case ast.Name(id=name) | ast.arg(arg=name) if name == INPUT_NAME:
+                yield _taken(node)
+                continue
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                if node.name == INPUT_NAME:
+                    yield _taken(node)
+                continue
+            case ast.alias(name=module, asname=name) if INPUT_NAME in (module, name):
+                yield _taken(node)
                 continue
             case _:
                 continue
@@ -97,6 +103,10 @@ def _forbidden(tree: ast.Module, allowed: Collection[str]) -> Iterator[Problem]:
                     "code",
                     f"line {node.lineno}: {name[:100]} is not among the allowed imports",
                 )
+
+
+def _taken(node: ast.expr | ast.stmt | ast.arg | ast.alias) -> Problem:
+    return Problem("CODE_INVALID", "code", f"line {node.lineno}: the name {INPUT_NAME} is taken")
 
 
 def _entry(tree: ast.Module, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
