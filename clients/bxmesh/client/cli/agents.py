@@ -9,6 +9,7 @@ import click
 
 from bxmesh.client.agents.live_agents import AgentInfo
 from bxmesh.client.cli.connecting import Where, connecting, tracing
+from bxmesh.client.cli.minions import minions
 from bxmesh.client.cli.tables import facts, show
 from bxmesh.client.cli.values import as_json, moment, print_json
 from bxmesh.client.errors import NotFound
@@ -24,6 +25,9 @@ _type = click.option("--type", "agent_type", default="", help="Is of this type."
 @click.group()
 def agents() -> None:
     """See who is in the mesh."""
+
+
+agents.add_command(minions)
 
 
 @agents.command("list")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["facts", "show"]
+__all__ = ["facts", "show", "table"]
 
 _WIDTH_OF_A_FILE = 240
 _LEAST_WIDTH_OF_THE_LAST = 24
@@ -32,13 +32,18 @@ def show(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         for row in cells:
             _paragraph(console, header, row)
         return
+    console.print(table(header, cells))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Returns a table of which only the last column is folded."""
     table = Table(box=None, padding=(0, _GAP, 0, 0), header_style="bold")
     for name in header[:-1]:
         table.add_column(name, no_wrap=True)
     table.add_column(header[-1], overflow="fold")
-    for row in cells:
-        table.add_row(*map(escape, row))
-    console.print(table)
+    for row in rows:
+        table.add_row(*(escape(_harmless(cell)) for cell in row))
+    return table
 
 
 def _paragraph(console: Console, header: Sequence[str], row: Sequence[str]) -> None:
