@@ -8,7 +8,6 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import grpc
@@ -257,11 +256,8 @@ class ChainService:
                 while True:
                     rung.clear()
                     run, steps = await mesh.store.changed(request.run_id, after)
-                    for (revision, step), (following, _) in pairwise([*steps, (0, None)]):
-                        # Who resumes amid steps that changed together gets all of them again.
-                        yield pb.WatchChainResponse(
-                            revision=revision - (revision == following), step=step
-                        )
+                    for revision, step in steps:
+                        yield pb.WatchChainResponse(revision=revision, step=step)
                     after = max(after, run.revision)
                     if run.state in ENDED:
                         yield pb.WatchChainResponse(revision=run.revision, run=run)

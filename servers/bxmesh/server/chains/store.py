@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bxmesh.agent.v1 import chain_run_pb2 as pb
 from bxmesh.server.database import Database
@@ -130,9 +129,10 @@ class ChainStore:
         self, run: pb.ChainRun, steps: Mapping[int, pb.StepRun], *, whole: bool = False
     ) -> None:
         """Writes steps by place, and the run as a whole where that has changed; the run's revision
-        counts up. Raises RunEndedError when it has ended already, and changes nothing then."""
+        counts them all, so that each change has its own. Raises RunEndedError when it has ended
+        already, and changes nothing then."""
         async with self._database.writing() as connection:
-            values: dict[str, Any] = {"revision": _R.revision + 1}
+            values: dict[str, Any] = {"revision": _R.revision + max(1, len(steps))}
             if whole:
                 values |= {"state": run.state, "run": _without_steps(run)}
             changed = await connection.execute(
@@ -145,21 +145,12 @@ class ChainStore:
             if revision is None:
                 raise RunEndedError
             run.revision = revision
-            await self._write(connection, run.run_id, revision, steps.items())
-
-    async def _write(
-        self,
-        connection: AsyncConnection,
-        run_id: str,
-        revision: int,
-        steps: Iterable[tuple[int, pb.StepRun]],
-    ) -> None:
-        for place, step in steps:
-            await connection.execute(
-                update(CHAIN_STEPS)
-                .where(_S.run_id == run_id, _S.place == place)
-                .values(revision=revision, step=step.SerializeToString())
-            )
+            for count, (place, step) in enumerate(steps.items(), 1):
+                await connection.execute(
+                    update(CHAIN_STEPS)
+                    .where(_S.run_id == run.run_id, _S.place == place)
+                    .values(revision=revision - len(steps) + count, step=step.SerializeToString())
+                )
 
     async def remove(self, run_id: str) -> None:
         """Removes a run that never was."""
