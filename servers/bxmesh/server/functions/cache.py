@@ -4,54 +4,58 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from redis.asyncio import Redis
 
 from bxmesh.server.functions.store import FunctionStore, Stored, no_such_function
 from bxmesh.server.security.identities import Identity
 from bxmesh.server.streams.connection import redis_errors
+from bxmesh.server.streams.ending import Background
 from bxmesh.server.streams.keys import PREFIX
+from bxmesh.server.streams.listening import listen
 
 __all__ = ["FunctionCache"]
 
-_REVISION = f"{PREFIX}:functions:revision"
 _MOST_BYTES = 64 << 20
-# A server that is killed between its change and the announcement leaves others with what was.
+# What is announced may be lost.
 _SECONDS = 5.0
 
 
 class _Entry(NamedTuple):
     stored: Stored
-    revision: bytes
     read: float
 
 
-class FunctionCache:
-    """Answers from memory while the revision, which all servers share, stands still."""
+class FunctionCache(Background):
+    """Answers from memory until a server announces a change, which others hear a moment later; an
+    async context manager."""
 
     def __init__(self, redis: Redis, store: FunctionStore) -> None:
         self._redis = redis
         self._store = store
+        self._channel = f"{PREFIX}:functions:changed"
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._bytes = 0
+        self._changes = 0
 
     async def get(self, name: str, wanted: str) -> Stored:
         """Returns a function by version, digest or alias; raises MeshError NOT_FOUND, and UNAVAILABLE
-        without Redis or the database."""
-        with redis_errors():
-            revision: Any = await self._redis.get(_REVISION)
+        without the database."""
         key, now = (name, wanted), time.monotonic()
         entry = self._entries.get(key)
-        if entry and entry.revision == (revision or b"") and now - entry.read < _SECONDS:
+        if entry and now - entry.read < _SECONDS:
             self._entries.move_to_end(key)
             return entry.stored
+        changes = self._changes
         stored = await self._store.get(name, wanted)
-        self._drop(key)
-        self._entries[key] = _Entry(stored, revision or b"", now)
-        self._bytes += stored.function.ByteSize()
-        while self._bytes > _MOST_BYTES:
-            self._drop(next(iter(self._entries)))
+        # What was read while something changed may be what was.
+        if changes == self._changes:
+            self._drop(key)
+            self._entries[key] = _Entry(stored, now)
+            self._bytes += stored.function.ByteSize()
+            while self._bytes > _MOST_BYTES:
+                self._drop(next(iter(self._entries)))
         return stored
 
     async def seen(self, name: str, wanted: str, identity: Identity) -> Stored:
@@ -68,5 +72,14 @@ class FunctionCache:
     async def changed(self) -> None:
         """Tells all servers that something is not what it was. To be called after a change, before
         its caller hears of it."""
+        self._forget()
         with redis_errors():
-            await self._redis.incr(_REVISION)
+            await self._redis.publish(self._channel, "")
+
+    def _forget(self, *_: object) -> None:
+        self._changes += 1
+        self._entries.clear()
+        self._bytes = 0
+
+    async def _run(self) -> None:
+        await listen(self._redis, (self._channel,), self._forget, self._forget)
