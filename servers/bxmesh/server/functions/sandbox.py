@@ -364,7 +364,9 @@ def _runtime(error: MontyRuntimeError, call: Call) -> tuple[bool, MeshError]:
             "HOST_CALL_LIMIT", f"It called the host more than {_MOST_HOST_CALLS} times."
         )
     if kind == "NotImplementedError" and _says(message, "syntax parser", "Wildcard imports"):
-        message = message.replace("monty syntax parser", "sandbox")
+        message = message.replace(
+            "The monty syntax parser does not yet support", "The sandbox knows no"
+        )
         return False, failed("CODE_INVALID", f"{_clip(message)}{_where(line)}")
     return False, failed(
         "FUNCTION_FAILED", f"{_clip(text)}{_where(line)}", exception=kind[:100], line=str(line)
