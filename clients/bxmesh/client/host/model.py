@@ -1,0 +1,177 @@
+"""Behaviour by a language model, which pydantic-ai asks."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bxmesh.client.definitions.parts import DefinitionLimits
+from bxmesh.client.errors import BxmeshError
+from bxmesh.client.functions.json_values import from_struct
+from bxmesh.client.host.behaviours import Behaviour, reply_type
+from bxmesh.client.host.failures import exhausted, output_invalid, refused, unavailable
+from bxmesh.client.host.models import Models, extra_missing
+from bxmesh.client.host.schemas import misfit
+from bxmesh.client.host.tools import Tools
+from bxmesh.client.host.work import Reply, Work
+from bxmesh.client.mesh import AsyncMesh
+from bxmesh.registry.v1 import agent_definition_pb2 as pb
+
+if TYPE_CHECKING:
+    from pydantic_ai import Agent, RunUsage
+    from pydantic_ai.settings import ModelSettings
+
+__all__ = ["ModelBehaviour"]
+
+_RETRIES = 2
+_WRAPPED = "value"
+_KEY_REFUSED = (401, 403)
+_PASSING = (408, 409, 425, 429)
+_MOST_SAID = 300
+
+
+class _Output(NamedTuple):
+    type: Any
+    """What pydantic-ai is asked for."""
+    wrapped: bool
+    """Whether the answer is in a field of it, as models answer with objects only."""
+
+
+class ModelBehaviour(Behaviour):
+    """A model answers, with the definition's prompt, tools and limits."""
+
+    def __init__(self, mesh: AsyncMesh, definition: pb.AgentDefinition, models: Models) -> None:
+        super().__init__(mesh, definition)
+        self._models = models
+        self._tools = Tools(self.calls, list(definition.tools))
+        self._limits = DefinitionLimits.from_message(definition.limits)
+        self._agent: Agent[Work, Any] | None = None
+        self._output = _Output(str, wrapped=False)
+
+    async def answer(self, work: Work) -> Reply:
+        """Asks the model until it has an answer that fits. Raises BxmeshError with the reason."""
+        try:
+            from pydantic_ai import FunctionToolset, RunUsage, UsageLimits
+            from pydantic_ai.exceptions import AgentRunError, UserError
+        except ModuleNotFoundError as error:
+            raise extra_missing(error) from error
+        usage = RunUsage()
+        try:
+            agent = self._ready(work)
+            result = await agent.run(
+                work.payload if isinstance(work.payload, str) else _text(work.payload),
+                deps=work,
+                instructions=f"The request is of the type {work.type}.",
+                toolsets=[FunctionToolset(await self._tools.current())],
+                usage=usage,
+                usage_limits=UsageLimits(
+                    request_limit=None,
+                    tool_calls_limit=self._limits.max_tool_calls,
+                    total_tokens_limit=self._limits.max_tokens,
+                ),
+            )
+        except AgentRunError as error:
+            raise self._failure(error, usage) from error
+        except UserError as error:
+            raise refused("MODEL_NOT_CONFIGURED", f"{error}"[:_MOST_SAID]) from error
+        finally:
+            work.figures.input_tokens += usage.input_tokens
+            work.figures.output_tokens += usage.output_tokens
+        value = result.output[_WRAPPED] if self._output.wrapped else result.output
+        return Reply(value, reply_type(work.type))
+
+    def _ready(self, work: Work) -> Agent[Work, Any]:
+        if self._agent is None:
+            self._agent = self._make()
+        else:
+            work.figures.cache_hits += 1
+        return self._agent
+
+    def _make(self) -> Agent[Work, Any]:
+        from pydantic_ai import Agent, ModelRetry
+
+        definition = self.definition
+        self._output = _output(definition)
+        agent: Agent[Work, Any] = Agent(
+            self._models.get(definition.model),
+            output_type=self._output.type,
+            system_prompt=definition.system_prompt or (),
+            deps_type=Work,
+            name=definition.definition_id,
+            model_settings=_settings(definition.model),
+            retries=_RETRIES,
+        )
+
+        @agent.output_validator
+        def check(output: Any) -> Any:
+            value = output[_WRAPPED] if self._output.wrapped else output
+            if found := misfit(value, definition.output_schema, len(_text(value))):
+                place, problem = found
+                raise ModelRetry(f"The answer does not fit at {place or 'its root'}: {problem}")
+            return output
+
+        return agent
+
+    def _failure(self, error: Exception, usage: RunUsage) -> BxmeshError:
+        """What a run that failed is to callers; what providers say may hold parts of keys."""
+        from pydantic_ai.exceptions import (
+            ModelAPIError,
+            ModelHTTPError,
+            UnexpectedModelBehavior,
+            UsageLimitExceeded,
+        )
+
+        name, most = self.definition.model.model, self._limits.max_tokens
+        said = f"{error}"[:_MOST_SAID]
+        match error:
+            case UsageLimitExceeded() if most is not None and usage.total_tokens > most:
+                return exhausted("TOKEN_LIMIT", f"it took {usage.total_tokens} tokens of {most}")
+            case UsageLimitExceeded():
+                most_calls = self._limits.max_tool_calls
+                return exhausted(
+                    "TOOL_LIMIT", f"{name} wants more than {most_calls} calls of tools"
+                )
+            case ModelHTTPError() if error.status_code in _KEY_REFUSED:
+                return refused(
+                    "MODEL_KEY_REFUSED",
+                    f"the server of {name} refuses this host's key ({error.status_code})",
+                )
+            case ModelHTTPError() if error.status_code < 500 and error.status_code not in _PASSING:
+                return refused("MODEL_REJECTED", said)
+            case ModelAPIError():
+                return unavailable(f"{name} cannot be reached for now: {said}")
+            case UnexpectedModelBehavior():
+                return output_invalid(f"{name} has no answer that fits: {said}")
+        return output_invalid(f"{name} has failed: {said}")
+
+
+def _settings(model: pb.ModelSettings) -> ModelSettings:
+    settings: dict[str, Any] = from_struct(model.extra)
+    if model.HasField("temperature"):
+        settings["temperature"] = model.temperature
+    if model.HasField("top_p"):
+        settings["top_p"] = model.top_p
+    if model.max_tokens:
+        settings["max_tokens"] = model.max_tokens
+    made: Any = settings
+    return made  # type: ignore[no-any-return]
+
+
+def _output(definition: pb.AgentDefinition) -> _Output:
+    from pydantic_ai import StructuredDict
+
+    if not definition.output_schema.HasField("json_schema"):
+        return _Output(str, wrapped=False)
+    schema = from_struct(definition.output_schema.json_schema)
+    wrapped = schema.get("type") != "object"
+    if wrapped:
+        # References are from the root of the document.
+        definitions = schema.pop("$defs", None)
+        schema = {"type": "object", "properties": {_WRAPPED: schema}, "required": [_WRAPPED]}
+        if definitions:
+            schema["$defs"] = definitions
+    return _Output(StructuredDict(schema, name="answer"), wrapped)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
