@@ -55,10 +55,8 @@ class Minion(Agent[MinionState]):
         drain_seconds: float | None = None,
     ) -> None:
         """Takes its name, its tools, and what differs from the attributes of its class."""
-        self._tools = {name: tool_of(name, source) for name, source in self._sources(tools).items()}
         super().__init__(
             agent_id,
-            capabilities=[tool.capability for tool in self._tools.values()],
             agent_type=agent_type,
             version=version,
             metadata={**(metadata or {}), **MARK},
@@ -66,6 +64,8 @@ class Minion(Agent[MinionState]):
             lease_seconds=lease_seconds,
             drain_seconds=drain_seconds,
         )
+        self._tools = {name: tool_of(name, source) for name, source in self._sources(tools).items()}
+        self.capabilities = tuple(tool.capability for tool in self._tools.values())
         self._identity = ""
         self._telling: list[asyncio.Task[None]] = []
 

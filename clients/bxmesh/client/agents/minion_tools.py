@@ -75,7 +75,7 @@ def tool_of(capability: str, source: Callable[..., Any] | str) -> Tool:
     Raises TypeError for a function that cannot be called by keywords, or whose annotations make no
     JSON Schema.
     """
-    if callable(source):
+    if not isinstance(source, str):
         return _of_function(capability, source)
     name, stored, version = source.partition("@")
     if stored:
@@ -127,7 +127,9 @@ def _of_function(name: str, function: Callable[..., Any]) -> Tool:
     try:
         capability.to_message()
     except PydanticUserError as error:
-        raise TypeError(f"the annotations of {_name(function)} make no schema: {error}") from error
+        raise TypeError(
+            f"the annotations of {function.__name__} make no schema: {error}"
+        ) from error
 
     async def do(context: ToolContext) -> object:
         arguments = {} if takes is None else payloads.read(context.payload, takes)
@@ -155,11 +157,11 @@ def _parameters(
         if hint in (TaskContext, BlockingTaskContext):
             wanted = TaskContext if asynchronous else BlockingTaskContext
             if hint is not wanted:
-                raise TypeError(f"{_name(function)} must take its task as {wanted.__name__}")
+                raise TypeError(f"{function.__name__} must take its task as {wanted.__name__}")
             context_name = one.name
         elif one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL):
             raise TypeError(
-                f"{_name(function)} is called by keywords: it must not have parameters before / or *"
+                f"{function.__name__} is called by keywords: it must not have parameters before / or *"
             )
         else:
             kind = one.kind if one.kind is one.VAR_KEYWORD else one.KEYWORD_ONLY
@@ -173,9 +175,5 @@ def _parameters(
     # Pydantic checks a call of this, and hands over what it has made of it.
     vars(arguments).update(__signature__=inspect.Signature(kept))
     arguments.__annotations__ = {one.name: one.annotation for one in kept}
-    arguments.__name__ = f"call of {_name(function)}"
+    arguments.__name__ = f"call of {function.__name__}"
     return arguments, context_name
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", repr(function))
