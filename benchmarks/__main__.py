@@ -27,6 +27,7 @@ NAMES = (
     "registry",
     "security",
     "functions",
+    "chains",
     "torch",
     "minimization",
     "restraints",
