@@ -54,6 +54,17 @@ async def test_stored_function(shared_server: EmbeddedMesh) -> None:
     ]
 
 
+async def test_minions(lone_server: EmbeddedMesh) -> None:
+    assert (await run(lone_server, "minions.py")).splitlines() == [
+        "23.0",
+        "6",
+        "one is idle, load 0%",
+        "three is idle, load 0%",
+        "two is idle, load 0%",
+        "43 done",
+    ]
+
+
 async def test_geometry_fanout(workers_server: EmbeddedMesh) -> None:
     output = await run(workers_server, "geometry_fanout.py", str(wheel_file(PDB_1YJP)))
     assert "200 of 200 jobs" in output
