@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from bxmesh.server.errors import invalid_argument
+from bxmesh.server.errors import MeshError, invalid_argument
 
-__all__ = ["page_of", "token_of", "token_place"]
+__all__ = ["page_of", "token_invalid", "token_of", "token_place"]
 
 _DEFAULT_SIZE = 100
 # gRPC clients take messages of 4 MiB.
@@ -52,12 +52,17 @@ def token_place(request: Any) -> str:
         return ""
     digest, _, place = request.page_token.partition(":")
     if digest != _digest(request) or not place:
-        raise invalid_argument(
-            "page_token",
-            "is not the next_page_token of a page with this filter",
-            reason="PAGE_TOKEN_INVALID",
-        )
+        raise token_invalid()
     return str(place)
+
+
+def token_invalid() -> MeshError:
+    """The error for a token that is none, also where only its place tells."""
+    return invalid_argument(
+        "page_token",
+        "is not the next_page_token of a page with this filter",
+        reason="PAGE_TOKEN_INVALID",
+    )
 
 
 def token_of(request: Any, place: str) -> str:

@@ -114,6 +114,9 @@ class _Run:
     size: int = 0
     over: bool = False
     changed: set[str] = field(default_factory=set)
+    due: list[Step] = field(default_factory=list)
+    """What begins as soon as what has changed is written."""
+    saving: asyncio.Lock = field(default_factory=asyncio.Lock)
     tasks: dict[asyncio.Task[Any], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -135,7 +138,7 @@ class _Run:
                 for name, step in self.steps.items():
                     if step.state == pb.RUN_STATE_RUNNING:
                         # Its server was lost; the same request gets the same answer.
-                        await self._begin(self.graph.steps[name])
+                        self.due.append(self.graph.steps[name])
                 while await self._advance():
                     await self._save(whole=whole)
                     whole = False
@@ -159,21 +162,21 @@ class _Run:
         return max(0.0, began + length - time.time()) if length else None
 
     async def _advance(self) -> bool:
-        """Begins what can begin; whether anything is under way."""
+        """Decides what can begin; whether anything is under way or due."""
         while True:
             coming = next_steps(self.graph, {name: step.state for name, step in self.steps.items()})
             for name in coming.skip:
                 self._mark(name, pb.RUN_STATE_SKIPPED)
-            room = _MOST_AT_A_TIME - len(self.tasks)
+            room = _MOST_AT_A_TIME - len(self.tasks) - len(self.due)
             progressed = bool(coming.skip)
             for name in coming.ready[: max(0, room)]:
                 await self._decide(name)
                 progressed = True
             if not progressed:
-                return bool(self.tasks)
+                return bool(self.tasks or self.due)
 
     async def _decide(self, name: str) -> None:
-        """Begins a step, or leaves it out."""
+        """Lets a step begin, or leaves it out."""
         step = self.graph.steps[name]
         try:
             if step.condition is not None and not await asyncio.to_thread(
@@ -195,11 +198,7 @@ class _Run:
         self.steps[name].attempts = 1
         self.steps[name].start_time.GetCurrentTime()
         self._mark(name, pb.RUN_STATE_RUNNING)
-        await self._begin(step)
-
-    async def _begin(self, step: Step) -> None:
-        task = asyncio.create_task(self._attempts(step))
-        self.tasks[task] = step.step_id
+        self.due.append(step)
 
     async def _attempts(self, step: Step) -> tuple[Any, str]:
         record = self.steps[step.step_id]
@@ -293,11 +292,23 @@ class _Run:
         self.changed.add(name)
 
     async def _save(self, *, whole: bool = False) -> None:
-        names, self.changed = self.changed, set()
+        """Writes what has changed, begins what is due after that, and tells those who watch."""
+        async with self.saving:
+            names, self.changed = self.changed, set()
+            due, self.due = self.due, []
+            try:
+                if names or whole:
+                    await self.store.save(
+                        self.run,
+                        {self.places[name]: self.steps[name] for name in names},
+                        whole=whole,
+                    )
+            except BaseException:
+                self.changed |= names
+                raise
+            for step in due:
+                self.tasks[asyncio.create_task(self._attempts(step))] = step.step_id
         if names or whole:
-            await self.store.save(
-                self.run, {self.places[name]: self.steps[name] for name in names}, whole=whole
-            )
             await self.bell.ring(self.run.run_id)
 
     async def _end(self) -> None:

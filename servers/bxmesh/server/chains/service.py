@@ -255,11 +255,12 @@ class ChainService:
                         return
                 while True:
                     rung.clear()
-                    run, steps = await mesh.store.changed(request.run_id, after)
-                    for revision, step in steps:
+                    changes = await mesh.store.changed(request.run_id, after)
+                    for revision, step in changes.steps:
                         yield pb.WatchChainResponse(revision=revision, step=step)
-                    after = max(after, run.revision)
-                    if run.state in ENDED:
+                    after = max(after, changes.revision)
+                    if changes.ended:
+                        run = await mesh.store.get(request.run_id)
                         yield pb.WatchChainResponse(revision=run.revision, run=run)
                         return
                     with contextlib.suppress(TimeoutError):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from bxmesh.agent.v1 import chain_run_pb2 as pb
 from bxmesh.server.database import Database
@@ -28,10 +28,24 @@ ENDED = frozenset(
 """States that are never left."""
 # They come first.
 _OPEN = _R.state < min(ENDED)
+_STEP_CHANGED = update(CHAIN_STEPS).where(
+    _S.run_id == bindparam("which_run"), _S.place == bindparam("which_place")
+)
 
 
 class RunEndedError(Exception):
     """The run has ended meanwhile: it was cancelled."""
+
+
+class Changes(NamedTuple):
+    """What has changed in a run."""
+
+    ended: bool
+    """Whether it has ended."""
+    revision: int
+    """Where it stands."""
+    steps: list[tuple[int, pb.StepRun]]
+    """The steps, each with the revision of its last change, in that order."""
 
 
 class ChainStore:
@@ -68,32 +82,35 @@ class ChainStore:
 
     async def get(self, run_id: str) -> pb.ChainRun:
         """Returns a run with its steps; raises MeshError NOT_FOUND."""
-        return (await self.changed(run_id, -1))[0]
-
-    async def changed(
-        self, run_id: str, after: int
-    ) -> tuple[pb.ChainRun, list[tuple[int, pb.StepRun]]]:
-        """Returns a run with its steps, and those that have changed after a revision with the revisions
-        of that, in their order; raises MeshError NOT_FOUND."""
         async with self._database.reading() as connection:
             row = (
                 await connection.execute(select(CHAIN_RUNS).where(_R.run_id == run_id))
             ).one_or_none()
             if row is None:
                 raise no_such_run(run_id)
+            steps = await connection.scalars(
+                select(_S.step).where(_S.run_id == run_id).order_by(_S.place)
+            )
+        run = _run(row)
+        run.steps.extend(pb.StepRun.FromString(step) for step in steps)
+        return run
+
+    async def changed(self, run_id: str, after: int) -> Changes:
+        """Returns what has changed in a run after a revision; raises MeshError NOT_FOUND."""
+        async with self._database.reading() as connection:
             rows = (
                 await connection.execute(
-                    select(CHAIN_STEPS).where(_S.run_id == run_id).order_by(_S.place)
+                    select(_R.state, _R.revision, _S.revision, _S.step)
+                    .outerjoin(CHAIN_STEPS, (_S.run_id == _R.run_id) & (_S.revision > after))
+                    .where(_R.run_id == run_id)
+                    .order_by(_S.revision)
                 )
             ).all()
-        run = _run(row)
-        changed = []
-        for each in rows:
-            step = run.steps.add()
-            step.ParseFromString(each.step)
-            if each.revision > after:
-                changed.append((each.revision, step))
-        return run, sorted(changed, key=lambda pair: pair[0])
+        if not rows:
+            raise no_such_run(run_id)
+        state, revision, *_ = rows[0]
+        steps = [(since, pb.StepRun.FromString(step)) for _, _, since, step in rows if step]
+        return Changes(state in ENDED, revision, steps)
 
     async def page(
         self,
@@ -145,11 +162,18 @@ class ChainStore:
             if revision is None:
                 raise RunEndedError
             run.revision = revision
-            for count, (place, step) in enumerate(steps.items(), 1):
+            if steps:
                 await connection.execute(
-                    update(CHAIN_STEPS)
-                    .where(_S.run_id == run.run_id, _S.place == place)
-                    .values(revision=revision - len(steps) + count, step=step.SerializeToString())
+                    _STEP_CHANGED,
+                    [
+                        {
+                            "which_run": run.run_id,
+                            "which_place": place,
+                            "revision": revision - len(steps) + count,
+                            "step": step.SerializeToString(),
+                        }
+                        for count, (place, step) in enumerate(steps.items(), 1)
+                    ],
                 )
 
     async def remove(self, run_id: str) -> None:

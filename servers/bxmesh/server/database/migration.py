@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from alembic import command
@@ -9,6 +10,9 @@ from alembic.config import Config
 from sqlalchemy import Connection, text
 
 __all__ = ["downgrade", "upgrade"]
+
+# It tells every step of its way, of which there is nothing to say when all goes well.
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 _FOLDER = Path(__file__).parent / "migrations"
 # Any number that nobody else locks.

@@ -20,7 +20,7 @@ from bxmesh.server.errors import invalid_argument
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
-from bxmesh.server.pages import page_of
+from bxmesh.server.pages import token_invalid, token_of, token_place
 from bxmesh.server.streams.change_bell import ChangeBell
 from bxmesh.server.streams.keys import QueueKeys
 
@@ -30,6 +30,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _LOOK_SECONDS = 5.0
 _MOST_CHANGES = 200
+_DEFAULT_PAGE = 100
+_MOST_PAGE_BYTES = 2 << 20
+_ROWS_AT_ONCE = 100
+_MOST_VERSION = 2**31 - 1
 _KEYS = QueueKeys("definitions")
 _OUTPUT_ONLY = frozenset(
     {
@@ -126,31 +130,45 @@ class DefinitionRpcs:
         self, request: pb.ListAgentDefinitionsRequest, context: Context
     ) -> pb.ListAgentDefinitionsResponse:
         """Lists definitions, each in its newest version."""
-        found = [
-            await self._settled(definition) for definition in await self._definitions.store.all()
-        ]
-        wanted = [
-            definition
-            for definition in found
-            if request.state in (0, definition.state)
-            and (
-                not request.capability
-                or any(each.name == request.capability for each in definition.capabilities)
-            )
-            and all(definition.labels.get(key) == value for key, value in request.labels.items())
-        ]
-        page, token = page_of(wanted, lambda definition: definition.definition_id, request)
-        return pb.ListAgentDefinitionsResponse(definitions=page, next_page_token=token)
+        place, size = token_place(request), request.page_size or _DEFAULT_PAGE
+        page: list[pb.AgentDefinition] = []
+        room = _MOST_PAGE_BYTES
+        while True:
+            found = await self._definitions.store.page(place, _ROWS_AT_ONCE)
+            for each in found:
+                definition = await self._settled(each)
+                if _wanted(definition, request):
+                    room -= definition.ByteSize()
+                    if page and (len(page) == size or room < 0):
+                        return pb.ListAgentDefinitionsResponse(
+                            definitions=page, next_page_token=token_of(request, place)
+                        )
+                    page.append(definition)
+                place = each.definition_id
+            if len(found) < _ROWS_AT_ONCE:
+                return pb.ListAgentDefinitionsResponse(definitions=page)
 
     async def ListAgentDefinitionVersions(
         self, request: pb.ListAgentDefinitionVersionsRequest, context: Context
     ) -> pb.ListAgentDefinitionVersionsResponse:
         """Lists the versions of a definition, the newest first."""
-        found = await self._definitions.store.versions(request.definition_id)
-        page, token = page_of(
-            found, lambda definition: f"{definition.version:010}", request, newest_first=True
+        size = min(request.page_size or _DEFAULT_PAGE, _ROWS_AT_ONCE)
+        place = token_place(request) or str(_MOST_VERSION)
+        if not (place.isascii() and place.isdigit() and len(place) <= len(str(_MOST_VERSION))):
+            raise token_invalid()
+        found = await self._definitions.store.versions(request.definition_id, int(place), size + 1)
+        page: list[pb.AgentDefinition] = []
+        room = _MOST_PAGE_BYTES
+        for definition in found[:size]:
+            room -= definition.ByteSize()
+            if page and room < 0:
+                break
+            page.append(definition)
+        more = len(page) < len(found)
+        return pb.ListAgentDefinitionVersionsResponse(
+            definitions=page,
+            next_page_token=token_of(request, str(page[-1].version)) if more else "",
         )
-        return pb.ListAgentDefinitionVersionsResponse(definitions=page, next_page_token=token)
 
     async def DeleteAgentDefinition(
         self, request: pb.DeleteAgentDefinitionRequest, context: Context
@@ -213,6 +231,17 @@ class DefinitionRpcs:
     def _mutation(self, method: str, request_id: str) -> Mutation:
         redis = self._definitions.redis
         return Mutation(redis, _KEYS, method, current_identity().id, request_id)
+
+
+def _wanted(definition: pb.AgentDefinition, request: pb.ListAgentDefinitionsRequest) -> bool:
+    return (
+        request.state in (0, definition.state)
+        and (
+            not request.capability
+            or any(each.name == request.capability for each in definition.capabilities)
+        )
+        and all(definition.labels.get(key) == value for key, value in request.labels.items())
+    )
 
 
 def _changed(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,6 +22,8 @@ __all__ = ["Change", "DefinitionStore", "no_such_definition"]
 
 _D, _V = DEFINITIONS.c, DEFINITION_VERSIONS.c
 _COUNTER = "definitions"
+_MOST_DEFINITIONS = 100_000
+_MOST_VERSIONS = 10_000
 RUNNING = (pb.DEFINITION_STATE_ACTIVE, pb.DEFINITION_STATE_DRAINING)
 """States in which there may be agents."""
 
@@ -48,6 +50,9 @@ class DefinitionStore:
         async with self._database.writing() as connection:
             revision = await _count(connection)
             known = await self._row(connection, name, deleted=True)
+            count = await connection.scalar(select(func.count()).select_from(DEFINITIONS))
+            if count is not None and count >= _MOST_DEFINITIONS:
+                raise _too_many(f"There are {count} definitions, deleted ones too.")
             if known is not None and not known.deleted:
                 raise _exists(name)
             if known is not None:
@@ -81,6 +86,8 @@ class DefinitionStore:
             revision = await _count(connection)
             row = await self._own(connection, name, identity, expected_revision)
             version = row.newest_version + 1
+            if version > _MOST_VERSIONS:
+                raise _too_many(f"{name} has {row.newest_version} versions.")
             await self._add_version(connection, definition, version)
             await self._set(connection, name, revision, newest_version=version)
             return await self._read(connection, name, 0)
@@ -132,8 +139,8 @@ class DefinitionStore:
         async with self._database.reading() as connection:
             return await self._read(connection, name, version)
 
-    async def all(self) -> list[pb.AgentDefinition]:
-        """Returns every definition in its newest version, sorted by name."""
+    async def page(self, after: str, most: int) -> list[pb.AgentDefinition]:
+        """Returns definitions in their newest version by name, of those after a name."""
         async with self._database.reading() as connection:
             rows = await connection.execute(
                 select(DEFINITIONS, _V.version, _V.definition)
@@ -141,8 +148,9 @@ class DefinitionStore:
                     DEFINITION_VERSIONS,
                     (_V.definition_id == _D.definition_id) & (_V.version == _D.newest_version),
                 )
-                .where(_D.deleted == 0)
+                .where(_D.deleted == 0, _D.definition_id > after)
                 .order_by(_D.definition_id)
+                .limit(most)
             )
             return [_definition(row) for row in rows]
 
@@ -160,14 +168,16 @@ class DefinitionStore:
             )
             return [_definition(row) for row in rows]
 
-    async def versions(self, name: str) -> list[pb.AgentDefinition]:
-        """Returns the versions of a definition, the newest first; raises MeshError NOT_FOUND."""
+    async def versions(self, name: str, below: int, most: int) -> list[pb.AgentDefinition]:
+        """Returns versions of a definition, the newest first, of those below a number; raises MeshError
+        NOT_FOUND when there are none."""
         async with self._database.reading() as connection:
             rows = await connection.execute(
                 select(DEFINITIONS, _V.version, _V.definition)
                 .join(DEFINITION_VERSIONS, _V.definition_id == _D.definition_id)
-                .where(_D.definition_id == name, _D.deleted == 0)
+                .where(_D.definition_id == name, _D.deleted == 0, _V.version < below)
                 .order_by(_V.version.desc())
+                .limit(most)
             )
             found = [_definition(row) for row in rows]
         if not found:
@@ -314,6 +324,12 @@ def _definition(row: Any) -> pb.AgentDefinition:
 
 def _now() -> int:
     return time.time_ns() // 1000
+
+
+def _too_many(what: str) -> MeshError:
+    return MeshError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_DEFINITIONS", f"{what} No more are stored."
+    )
 
 
 def _exists(name: str) -> MeshError:

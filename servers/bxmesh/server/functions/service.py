@@ -29,7 +29,7 @@ from bxmesh.server.functions.work import durable_executions
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
-from bxmesh.server.pages import page_of
+from bxmesh.server.pages import token_invalid, token_of, token_place
 from bxmesh.server.security.delegation import Delegation
 from bxmesh.server.security.on_behalf import Deputy
 from bxmesh.server.security.ownership import shared_team
@@ -43,6 +43,10 @@ __all__ = ["FunctionService", "function_service"]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _DEFAULT_ENTRY = "main"
+_DEFAULT_PAGE = 100
+_MOST_PAGE_BYTES = 2 << 20
+# With their code they may be large.
+_ROWS_AT_ONCE = 50
 
 
 @asynccontextmanager
@@ -159,20 +163,36 @@ class FunctionService(ExecutionRpcs):
     ) -> pb.ListFunctionsResponse:
         """Lists functions, or the versions of one."""
         identity, store = current_identity(), self._mesh.store
-        found = await (store.versions(request.name) if request.name else store.latest())
-        functions = [
-            _without_code(stored.function)
-            for stored in found
-            if stored.seen_by(identity)
-            and all(stored.function.labels.get(k) == v for k, v in request.labels.items())
-        ]
-        if request.name and not found:
-            raise no_such_function(request.name, "")
-        # Sorted already; places are numbers, so that versions page like names.
-        places = {id(function): f"{index:08}" for index, function in enumerate(functions)}
-        name = (lambda f: f.name) if not request.name else (lambda f: places[id(f)])
-        page, token = page_of(functions, name, request)
-        return pb.ListFunctionsResponse(functions=page, next_page_token=token)
+        place, size = token_place(request), request.page_size or _DEFAULT_PAGE
+        page: list[pb.Function] = []
+        room = _MOST_PAGE_BYTES
+        first = not place
+        if request.name and place and not is_version(place):
+            raise token_invalid()
+        while True:
+            found = await (
+                store.versions(request.name, place, _ROWS_AT_ONCE)
+                if request.name
+                else store.latest(place, _ROWS_AT_ONCE)
+            )
+            if first and request.name and not found:
+                raise no_such_function(request.name, "")
+            first = False
+            for stored in found:
+                function = stored.function
+                if stored.seen_by(identity) and all(
+                    function.labels.get(key) == value for key, value in request.labels.items()
+                ):
+                    listed = _without_code(function)
+                    room -= listed.ByteSize()
+                    if page and (len(page) == size or room < 0):
+                        return pb.ListFunctionsResponse(
+                            functions=page, next_page_token=token_of(request, place)
+                        )
+                    page.append(listed)
+                place = function.version if request.name else function.name
+            if len(found) < _ROWS_AT_ONCE:
+                return pb.ListFunctionsResponse(functions=page)
 
     async def DeleteFunction(
         self, request: pb.DeleteFunctionRequest, context: Context

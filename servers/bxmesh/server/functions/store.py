@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,6 +22,7 @@ from bxmesh.server.security.ownership import may_change, sees
 __all__ = ["FunctionStore", "Stored", "no_such_function"]
 
 _VERSIONS, _ALIASES = FUNCTION_VERSIONS.c, FUNCTION_ALIASES.c
+_MOST_FUNCTIONS = 100_000
 _MOST_VERSIONS = 10_000
 _MOST_ALIASES = 64
 
@@ -106,8 +107,8 @@ class FunctionStore:
         async with self._database.reading() as connection:
             return await self._find(connection, name, wanted or LATEST)
 
-    async def latest(self) -> list[Stored]:
-        """Returns the latest version of every function, sorted by name."""
+    async def latest(self, after: str, most: int) -> list[Stored]:
+        """Returns the latest versions of functions by name, of those after a name."""
         async with self._database.reading() as connection:
             rows = await connection.execute(
                 select(FUNCTION_VERSIONS)
@@ -115,20 +116,21 @@ class FunctionStore:
                     FUNCTION_ALIASES,
                     (_ALIASES.name == _VERSIONS.name) & (_ALIASES.version == _VERSIONS.version),
                 )
-                .where(_ALIASES.alias == LATEST)
+                .where(_ALIASES.alias == LATEST, _VERSIONS.name > after)
                 .order_by(_VERSIONS.name)
+                .limit(most)
             )
             return await self._stored(connection, rows.all())
 
-    async def versions(self, name: str) -> list[Stored]:
-        """Returns all versions of a function, the highest first."""
+    async def versions(self, name: str, before: str, most: int) -> list[Stored]:
+        """Returns versions of a function, the highest first, of those below a version, unless that
+        is empty."""
+        query = select(FUNCTION_VERSIONS).where(_VERSIONS.name == name)
+        if before:
+            query = query.where(_VERSIONS.sort_key < sort_key(before))
         async with self._database.reading() as connection:
-            rows = await connection.execute(
-                select(FUNCTION_VERSIONS)
-                .where(_VERSIONS.name == name)
-                .order_by(_VERSIONS.sort_key.desc())
-            )
-            return await self._stored(connection, rows.all(), name)
+            rows = await connection.execute(query.order_by(_VERSIONS.sort_key.desc()).limit(most))
+            return await self._stored(connection, rows.all())
 
     async def delete(self, name: str, version: str, identity: Identity) -> None:
         """Deletes a version, or all. Raises MeshError NOT_FOUND and PERMISSION_DENIED."""
@@ -161,6 +163,10 @@ class FunctionStore:
             await self._point(connection, name, LATEST, max(left, key=sort_key))
 
     async def _take_name(self, connection: AsyncConnection, name: str, identity: Identity) -> None:
+        count = await connection.scalar(select(func.count()).select_from(FUNCTIONS))
+        if count is not None and count >= _MOST_FUNCTIONS:
+            await self._require_owner(connection, name, identity)
+            return
         try:
             async with connection.begin_nested():
                 await connection.execute(insert(FUNCTIONS).values(name=name, owner=identity.id))
@@ -247,14 +253,14 @@ class FunctionStore:
         ).one_or_none()
         if row is None:
             raise no_such_function(name, wanted)
-        return (await self._stored(connection, [row], name))[0]
+        return (await self._stored(connection, [row]))[0]
 
-    async def _stored(
-        self, connection: AsyncConnection, rows: Iterable[Any], name: str = ""
-    ) -> list[Stored]:
+    async def _stored(self, connection: AsyncConnection, rows: Sequence[Any]) -> list[Stored]:
         aliases: dict[tuple[str, str], list[str]] = {}
-        query = select(FUNCTION_ALIASES).order_by(_ALIASES.alias)
-        for row in await connection.execute(query.where(_ALIASES.name == name) if name else query):
+        names = {row.name for row in rows}
+        for row in await connection.execute(
+            select(FUNCTION_ALIASES).where(_ALIASES.name.in_(names)).order_by(_ALIASES.alias)
+        ):
             aliases.setdefault((row.name, row.version), []).append(row.alias)
         found = []
         for row in rows:

@@ -57,6 +57,9 @@ def _describing(command: Callable[..., None]) -> Callable[..., None]:
         help="What it may call of the mesh, such as mesh.request; repeatable.",
     )
     @click.option("--example", type=CONTENT, help="An input to try it on: JSON, or @FILE.")
+    @click.option(
+        "--container", "engine", flag_value="container", help="Full Python, where the server can."
+    )
     @click.option("--version", help="Such as 1.4.0; the server counts on.")
     @click.option("--label", "labels", type=LABEL, multiple=True, help="NAME=VALUE; repeatable.")
     @click.option("--public", "visibility", flag_value="all", help="Everybody sees it.")
@@ -73,6 +76,7 @@ def _describing(command: Callable[..., None]) -> Callable[..., None]:
         imports: tuple[str, ...],
         host_functions: tuple[str, ...],
         example: Any,
+        engine: Any,
         version: str | None,
         labels: tuple[tuple[str, str], ...],
         visibility: Any,
@@ -88,6 +92,7 @@ def _describing(command: Callable[..., None]) -> Callable[..., None]:
             imports=imports,
             host_functions=host_functions,
             example=example,
+            engine=engine,
             visibility=visibility,
             labels=dict(labels),
             version=version or "",
