@@ -65,12 +65,16 @@ class Roll:
                     await event.wait()
             except TimeoutError:
                 # A watch that was away for very long does not tell who left meanwhile.
-                await self._look(name)
+                await self.look(name)
 
-    async def _look(self, name: str) -> None:
+    async def look(self, name: str) -> bool:
+        """Says whether a name is free right now, as far as the registry can be asked."""
         try:
             await self._mesh.agent(name)
         except NotFound:
             self.strike(name)
         except PASSING:
-            return
+            pass
+        else:
+            self.enter(name)
+        return name not in self._names

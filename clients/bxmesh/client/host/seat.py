@@ -93,7 +93,9 @@ class Seat:
             await around.roll.free(self._agent_id)
             await asyncio.sleep(around.delay(self.figures.definition_id))
             async with around.room:
-                await around.roll.free(self._agent_id)
+                # What the registry tells of others may still be on its way.
+                if not await around.roll.look(self._agent_id):
+                    continue
                 failure = await self._served()
             if not self._anew and not self._leaving:
                 await backoff.wait(failure)
