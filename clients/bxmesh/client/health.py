@@ -20,11 +20,13 @@ _NAMES = (
     "bxmesh.registry.v1.RegistryService",
     "bxmesh.agent.v1.AgentService",
     "bxmesh.agent.v1.FunctionService",
+    "bxmesh.agent.v1.ChainService",
     "bxmesh.agent.v1.ConversationService",
     "bxmesh.security.v1.SecurityService",
     "dependency:redis",
     "dependency:workers",
     "dependency:storage",
+    "dependency:database",
 )
 
 

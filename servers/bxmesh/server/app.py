@@ -23,7 +23,7 @@ from bxmesh.server.activity import OFF, Activity, recording
 from bxmesh.server.agent.service import agent_service
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.chains.service import chain_queue_options, chain_service
-from bxmesh.server.database import open_database
+from bxmesh.server.database import Database, open_database
 from bxmesh.server.definitions.checks import users_of
 from bxmesh.server.definitions.rpcs import DefinitionMesh
 from bxmesh.server.definitions.store import DefinitionStore
@@ -90,6 +90,7 @@ class MeshServer:
         self.queue = WorkQueue(redis, queue_options(settings))
         self.workers = WorkerPool(settings, redis_url, self._bury_worker)
         self.activity: Activity = OFF
+        self.database: Database | None = None
         self._agents = LiveAgents(redis)
 
     async def stopped(self, worker_id: str, work: Work, error: MeshError) -> None:
@@ -162,7 +163,7 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     interceptors = secured.interceptors(server.activity)
     grpc_server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
     names, drains = await _add_services(server, grpc_server, secured, stack)
-    health = Health(settings, redis, names)
+    health = Health(settings, redis, names, server.database)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, grpc_server)
     names.append(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
     if settings.reflection:
@@ -229,6 +230,7 @@ async def _add_services(
     work_queues = [server.queue]
     if {"registry", "functions", "agent"} & set(settings.services):
         database = await stack.enter_async_context(open_database(settings.database))
+        server.database = database
         functions = await stack.enter_async_context(
             FunctionCache(redis, FunctionStore(database))
         )

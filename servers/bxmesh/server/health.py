@@ -11,6 +11,7 @@ from grpc_health.v1._async import HealthServicer
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from bxmesh.server.database import Database
 from bxmesh.server.geometry.agent.capabilities import CAPABILITIES
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.settings import Settings
@@ -23,7 +24,9 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 REDIS = "dependency:redis"
 WORKERS = "dependency:workers"
 STORAGE = "dependency:storage"
+DATABASE = "dependency:database"
 _GEOMETRY = "bxmesh.geometry.v1.GeometryService"
+_STORED = ("bxmesh.agent.v1.FunctionService", "bxmesh.agent.v1.ChainService")
 
 _CHECK_SECONDS = 1.0
 _LEAST_FREE_BYTES = 64 * 1024 * 1024
@@ -32,14 +35,21 @@ _LEAST_FREE_BYTES = 64 * 1024 * 1024
 class Health:
     """Looks after the dependencies and says what serves.
 
-    A service serves while Redis answers; GeometryService also needs a live worker and room on the disk. The
-    whole ("") serves while all services do.
+    A service serves while Redis answers; GeometryService also needs a live worker and room on the disk,
+    functions and chains the database. The whole ("") serves while all services do.
     """
 
-    def __init__(self, settings: Settings, redis: Redis, services: list[str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        redis: Redis,
+        services: list[str],
+        database: Database | None = None,
+    ) -> None:
         self.servicer = HealthServicer()
         self._settings = settings
         self._redis = redis
+        self._database = database
         self._agents = LiveAgents(redis)
         self._services = services
         self._known: dict[str, bool] = {}
@@ -58,8 +68,14 @@ class Health:
         await self._tell(REDIS, redis)
         await self._tell(WORKERS, workers)
         await self._tell(STORAGE, storage)
+        database = self._database is None or await self._database.answers()
+        if self._database is not None:
+            await self._tell(DATABASE, database)
         serving = {
-            name: redis and (name != _GEOMETRY or (workers and storage)) for name in self._services
+            name: redis
+            and (name != _GEOMETRY or (workers and storage))
+            and (name not in _STORED or database)
+            for name in self._services
         }
         for name, is_serving in serving.items():
             await self._tell(name, is_serving)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -16,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from bxmesh.server.database.migration import upgrade
 from bxmesh.server.errors import MeshError, unavailable
 
-__all__ = ["Database", "database_url", "open_database"]
+__all__ = ["Database", "database_url", "look_at", "open_database", "shown_url"]
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -24,6 +25,7 @@ _DRIVERS = {
     "postgres": "postgresql+asyncpg",
 }
 _CONNECT_SECONDS = 10.0
+_ANSWER_SECONDS = 2.0
 _BUSY_SECONDS = 10.0
 _POOL = 8
 _WRITES = "bxmesh_writes"
@@ -40,6 +42,15 @@ class Database:
         self._engine = engine
         self.dialect = engine.dialect.name
         """`sqlite` or `postgresql`."""
+
+    async def answers(self) -> bool:
+        """Whether it does, within a moment."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS), self.reading() as connection:
+                await connection.execute(text("SELECT 1"))
+        except (MeshError, TimeoutError):
+            return False
+        return True
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -70,17 +81,39 @@ async def open_database(url: str) -> AsyncIterator[Database]:
                 async with connection.begin():
                     await connection.run_sync(upgrade)
         except (SQLAlchemyError, OSError) as error:
-            shown = make_url(url).render_as_string(hide_password=True)
-            raise OSError(f"The database {shown} cannot be used: {_first_line(error)}") from error
+            raise OSError(
+                f"The database {shown_url(url)} cannot be used: {_first_line(error)}"
+            ) from error
         yield Database(engine)
     finally:
         await engine.dispose()
 
 
-def database_url(text: str) -> URL:
+async def look_at(url: str) -> None:
+    """Asks a database something, and changes nothing. Raises OSError, which says why, when it does not
+    answer."""
+    engine = _engine(database_url(url))
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+    except (SQLAlchemyError, OSError) as error:
+        raise OSError(_first_line(error)) from error
+    finally:
+        await engine.dispose()
+
+
+def shown_url(url: str) -> str:
+    """Returns a URL as people may see it: without its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "the database"
+
+
+def database_url(given: str) -> URL:
     """Returns the URL with the driver that we use; raises ValueError for what is none of ours."""
     try:
-        url = make_url(text)
+        url = make_url(given)
     except ArgumentError:
         raise ValueError("must be a URL, sqlite:///PATH or postgresql://USER@HOST/NAME") from None
     driver = _DRIVERS.get(url.get_backend_name())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from bxmesh.server.doctor import engine, network, python, redis, sandbox, storage, tls
+from bxmesh.server.doctor import engine, functions, network, python, redis, sandbox, storage, tls
 from bxmesh.server.doctor.findings import Finding, fail
 from bxmesh.server.settings import Settings
 
@@ -24,6 +24,8 @@ _CHECKS: tuple[Check, ...] = (
     storage.check_disk,
     tls.check_tls,
     sandbox.check_sandbox,
+    functions.check_database,
+    functions.check_functions,
 )
 
 
