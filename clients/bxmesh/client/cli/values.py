@@ -15,6 +15,7 @@ import click
 from google.protobuf import json_format
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message as Protobuf
+from pydantic import BaseModel
 
 from bxmesh.client.agents.dead_letters import DeadLetter
 from bxmesh.client.agents.messages import Message
@@ -134,6 +135,8 @@ def plain(value: Any) -> Any:
             return base64.b64encode(value).decode()
         case Protobuf():
             return _protobuf(value)
+        case BaseModel():
+            return value.model_dump(mode="json")
         case dict():
             return {name: plain(each) for name, each in value.items()}
         case list() | tuple():
