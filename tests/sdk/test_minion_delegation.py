@@ -15,6 +15,7 @@ from bxmesh.client import (
     PermissionDenied,
     RetryPolicy,
     Supervisor,
+    Task,
     TaskContext,
     TaskFailed,
 )
@@ -82,6 +83,28 @@ async def test_a_line_of_minions(mesh: AsyncMesh, stack: AsyncExitStack, kind: s
         line.append((child.agent_id, child.depth))
         parent = child.task_id
     assert line == [(second.agent_id, 1), (third.agent_id, 2)]
+
+
+async def test_progress_is_told_through_the_line(
+    mesh: AsyncMesh, stack: AsyncExitStack, kind: str
+) -> None:
+    go = asyncio.Event()
+
+    async def halfway(context: TaskContext) -> None:
+        await context.progress(50, "half of it")
+        await go.wait()
+
+    for tools in ({f"{kind}.a": f"{kind}.b"}, {f"{kind}.b": f"{kind}.c"}, {f"{kind}.c": halfway}):
+        await stack.enter_async_context(Minion(name("minion"), tools).running(mesh))
+    work = await Supervisor(mesh).assign(f"{kind}.a")
+
+    def look(task: Task) -> None:
+        if task.progress.percent == 50:
+            assert task.progress.message == "half of it"
+            go.set()
+
+    await soon(work.result(look))
+    assert go.is_set()
 
 
 async def test_what_does_not_fit_says_so_through_the_line(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +14,12 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic.errors import PydanticUserError
 
 from bxmesh.client.agents import payloads
-from bxmesh.client.agents.assignment import Assignment
 from bxmesh.client.agents.capabilities import Capability
 from bxmesh.client.agents.minion_context import BlockingTaskContext, ToolContext
 from bxmesh.client.agents.retry import RetryPolicy
 from bxmesh.client.agents.task_context import TaskContext
+from bxmesh.client.agents.task_failures import result_of
+from bxmesh.client.errors import BxmeshError
 
 __all__ = ["Tool", "marked", "tool", "tool_of"]
 
@@ -101,12 +103,19 @@ async def _execute(name: str, version: str, context: ToolContext) -> object:
 
 async def _delegate(capability: str, context: ToolContext) -> object:
     child = await context.assign(capability, context.task.message.spec.parameters, retry=_RETRY)
-    work: Assignment[object] = Assignment(context.mesh, child)
+    told = child.progress
     try:
-        return await work.result()
-    except asyncio.CancelledError:
-        await work.cancel(f"the task {context.id}, on whose behalf it was done, was stopped")
-        raise
+        async with aclosing(context.mesh.watch_task(child.task_id)) as changes:
+            async for child in changes:
+                if not child.done and child.progress != told:
+                    told = child.progress
+                    await context.progress(told.percent, told.message)
+        return result_of(child)
+    finally:
+        if not child.done:
+            why = f"the task {context.id}, on whose behalf it was done, was stopped"
+            with suppress(BxmeshError):
+                await context.mesh.cancel_task(child.task_id, why, cancel_children=True)
 
 
 def _of_function(name: str, function: Callable[..., Any]) -> Tool:
