@@ -65,6 +65,20 @@ async def test_minions(lone_server: EmbeddedMesh) -> None:
     ]
 
 
+async def test_chain(shared_server: EmbeddedMesh, tmp_path: Path) -> None:
+    picture = tmp_path / "run.svg"
+    *lines, fails = (await run(shared_server, "chain.py", str(picture))).splitlines()
+    assert lines[0] == "{'kept': [1, 2, 3], 'mean': 2}"
+    # These two run at the same time.
+    measured, spread = sorted(lines[1:3])
+    assert measured == "measure {'mean': 14}"
+    assert spread.startswith("spread {'spread': 20.79")
+    assert lines[3:] == ["trim {'kept': [1, 2, 3]}", "{'kept': [1, 2, 3], 'mean': 14}"]
+    assert fails.startswith("The step mean failed: ")
+    assert "ZeroDivisionError" in fails
+    assert picture.read_text().startswith("<svg")
+
+
 async def test_geometry_fanout(workers_server: EmbeddedMesh) -> None:
     output = await run(workers_server, "geometry_fanout.py", str(wheel_file(PDB_1YJP)))
     assert "200 of 200 jobs" in output
