@@ -243,12 +243,11 @@ class ChainService:
     ) -> AsyncIterator[pb.WatchChainResponse]:
         """Follows a run to its end."""
         mesh = self._mesh
-        await self._own(request.run_id)
         with mesh.bell.heard(request.run_id) as rung:
+            run = await self._own(request.run_id)
             async with self._streams.stream():
                 after = request.after_revision
                 if not after:
-                    run = await mesh.store.get(request.run_id)
                     after = run.revision
                     yield pb.WatchChainResponse(revision=after, run=run)
                     if run.state in ENDED:
