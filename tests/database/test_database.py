@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import stat
 from pathlib import Path
 
@@ -118,3 +120,22 @@ async def test_tables_that_are_gone_are_unavailable_not_a_crash(tmp_path: Path) 
         with pytest.raises(MeshError) as raised:
             await names(database)
         assert raised.value.reason == "DATABASE_UNAVAILABLE"
+
+
+async def test_a_database_that_is_locked_for_too_long_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bxmesh.server.database.engine._BUSY_SECONDS", 0.1)
+    path = tmp_path / "mesh.db"
+    async with open_database(f"sqlite:///{path}") as database:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(MeshError) as raised:
+                async with database.writing():
+                    pass
+            assert raised.value.reason == "DATABASE_UNAVAILABLE"
+            assert await names(database) == []
+            other.execute("ROLLBACK")
+        async with database.writing() as connection:
+            await connection.execute(insert(FUNCTIONS).values(name="a", owner="alice"))
+        assert await names(database) == ["a"]

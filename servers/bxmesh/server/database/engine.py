@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.util import await_only
 
 from bxmesh.server.database.migration import upgrade
 from bxmesh.server.errors import MeshError, unavailable
@@ -131,7 +133,8 @@ def database_errors() -> Any:
         if type(error).__name__ == "IntegrityError":
             raise
         raise _away(_first_line(error)) from error
-    except (PoolTimeoutError, ConnectionError, TimeoutError) as error:
+    # Beginning a transaction of SQLite raises what its driver raises.
+    except (PoolTimeoutError, ConnectionError, TimeoutError, sqlite3.Error) as error:
         raise _away(_first_line(error)) from error
 
 
@@ -161,8 +164,14 @@ def _engine(url: URL) -> AsyncEngine:
     if url.database:
         # What is kept there concerns its owner only.
         Path(url.database).touch(mode=0o600)
+    # Each operation is a turn of a thread. Transactions end by themselves, so that a connection that
+    # comes back needs none.
     engine = create_async_engine(
-        url, pool_size=_POOL, max_overflow=_POOL, connect_args={"timeout": _BUSY_SECONDS}
+        url,
+        pool_size=_POOL,
+        max_overflow=_POOL,
+        pool_reset_on_return=None,
+        connect_args={"timeout": _BUSY_SECONDS},
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -171,13 +180,16 @@ def _engine(url: URL) -> AsyncEngine:
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
+        # Like Redis, which writes to the disk once a second: a process that is killed loses nothing, a
+        # machine that is switched off may lose the last moment.
+        cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
     def begun(connection: Any) -> None:
         writes = connection.get_execution_options().get(_WRITES)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        driver = connection.connection.driver_connection
+        await_only(driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN"))
 
     return engine
