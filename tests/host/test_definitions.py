@@ -10,6 +10,7 @@ import pytest
 
 from bxmesh.client import (
     AsyncMesh,
+    BxmeshError,
     DefinitionLimits,
     FailedPrecondition,
     InvalidInput,
@@ -180,7 +181,7 @@ async def test_only_the_owner_changes_a_definition(mesh: AsyncMesh) -> None:
     who = await become(mesh, name("other"), "registry_read", "registry_write")
     async with who as other:
         assert (await other.definitions.get(unique)).owner == "admin"
-        with pytest.raises(Exception, match="another's"):
+        with pytest.raises(BxmeshError, match="another's"):
             await other.definitions.update(unique, description="mine")
 
 

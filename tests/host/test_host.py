@@ -11,6 +11,7 @@ import pytest
 from bxmesh.client import (
     Agent,
     AsyncMesh,
+    BxmeshError,
     DefinitionLimits,
     Message,
     Rule,
@@ -97,13 +98,13 @@ async def test_rules_answer_messages_and_tasks(mesh: AsyncMesh, add: str) -> Non
         reply = await mesh.request(unique, "add.more", {"a": 1, "b": 2}, mode="direct")
         assert reply.payload == {"total": 3, "second": {"part": 2}}
         assert await done(mesh, offer, {"a": 5}) == {"total": 6}
-        with pytest.raises(Exception, match="has no handler") as unhandled:
+        with pytest.raises(BxmeshError, match="has no handler") as unhandled:
             await mesh.request(unique, "subtract", {})
         assert unhandled.value.reason == "UNHANDLED"
-        with pytest.raises(Exception, match="must be an object") as mismatch:
+        with pytest.raises(BxmeshError, match="must be an object") as mismatch:
             await mesh.request(unique, "add.exactly", [1])
         assert mismatch.value.reason == "PAYLOAD_MISMATCH"
-        with pytest.raises(Exception, match="TypeError") as failure:
+        with pytest.raises(BxmeshError, match="TypeError") as failure:
             await mesh.request(unique, "add.exactly", {"a": "x"})
         assert failure.value.reason == "FUNCTION_FAILED"
         figures = called(running, unique)
@@ -147,7 +148,7 @@ async def test_input_is_checked(mesh: AsyncMesh, add: str) -> None:
     )
     async with host(mesh, unique):
         await live(mesh, unique)
-        with pytest.raises(Exception, match="is not of type 'integer'") as misfit:
+        with pytest.raises(BxmeshError, match="is not of type 'integer'") as misfit:
             await mesh.request(unique, "add", {"a": "b"})
         assert misfit.value.field_violations[0][0] == "payload.a"
         assert (await mesh.request(unique, "add", {"a": 1})).payload["parts"] == [1, 1]
@@ -337,7 +338,7 @@ async def test_what_is_done_is_done_for_the_caller(mesh: AsyncMesh, add: str) ->
                         reply = await asker.request(unique, "add", {"a": 1})
                         assert reply.type == "added"
                         continue
-                    with pytest.raises(Exception, match="function_execute") as denied:
+                    with pytest.raises(BxmeshError, match="function_execute") as denied:
                         await asker.request(unique, "add", {"a": 1})
                     assert reason in denied.value.code.name
                 if not reason:

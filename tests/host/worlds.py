@@ -32,13 +32,16 @@ async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 15.0) 
 
 
 async def live(mesh: AsyncMesh, agent_id: str, **facts: str) -> AgentInfo:
-    """Returns an agent when it is there, and tells some facts."""
+    """Returns an agent when it is connected, and tells some facts."""
 
     async def look() -> AgentInfo | None:
         try:
             agent = await mesh.agent(agent_id)
         except NotFound:
             return None
+        async for mailbox in mesh.queue_stats(agent_id=agent_id):
+            if not mailbox.connections:
+                return None
         return agent if facts.items() <= agent.metadata.items() else None
 
     found: AgentInfo = await until(look)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,18 +47,17 @@ class ModelBehaviour(Behaviour):
         self._tools = Tools(self.calls, list(definition.tools))
         self._limits = DefinitionLimits.from_message(definition.limits)
         self._agent: Agent[Work, Any] | None = None
+        self._making = asyncio.Lock()
         self._output = _Output(str, wrapped=False)
 
     async def answer(self, work: Work) -> Reply:
         """Asks the model until it has an answer that fits. Raises BxmeshError with the reason."""
-        try:
-            from pydantic_ai import FunctionToolset, RunUsage, UsageLimits
-            from pydantic_ai.exceptions import AgentRunError, UserError
-        except ModuleNotFoundError as error:
-            raise extra_missing(error) from error
+        agent = await self._ready(work)
+        from pydantic_ai import FunctionToolset, RunUsage, UsageLimits
+        from pydantic_ai.exceptions import AgentRunError, UserError
+
         usage = RunUsage()
         try:
-            agent = self._ready(work)
             result = await agent.run(
                 work.payload if isinstance(work.payload, str) else _text(work.payload),
                 deps=work,
@@ -80,18 +80,26 @@ class ModelBehaviour(Behaviour):
         value = result.output[_WRAPPED] if self._output.wrapped else result.output
         return Reply(value, reply_type(work.type))
 
-    def _ready(self, work: Work) -> Agent[Work, Any]:
-        if self._agent is None:
-            self._agent = self._make()
-        else:
-            work.figures.cache_hits += 1
+    async def _ready(self, work: Work) -> Agent[Work, Any]:
+        async with self._making:
+            if self._agent is None:
+                # To import what it takes may last longer than leases do.
+                self._agent = await asyncio.to_thread(self._make)
+            else:
+                work.figures.cache_hits += 1
         return self._agent
 
     def _make(self) -> Agent[Work, Any]:
-        from pydantic_ai import Agent, ModelRetry
-
+        try:
+            from pydantic_ai import Agent, ModelRetry
+            from pydantic_ai.exceptions import UserError
+        except ModuleNotFoundError as error:
+            raise extra_missing(error) from error
         definition = self.definition
-        self._output = _output(definition)
+        try:
+            self._output = _output(definition)
+        except UserError as error:
+            raise refused("OUTPUT_SCHEMA_UNSUPPORTED", f"{error}"[:_MOST_SAID]) from error
         agent: Agent[Work, Any] = Agent(
             self._models.get(definition.model),
             output_type=self._output.type,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -31,6 +32,8 @@ class Models:
         self._given: Callable[[str], Any] = given if callable(given) else (given or {}).get
         self._made: dict[tuple[str, str], Model] = {}
         self._http: Any = None
+        # Behaviours are made in threads.
+        self._making = threading.Lock()
 
     def get(self, settings: pb.ModelSettings) -> Model:
         """Returns the model of a name and server; raises FailedPrecondition with what is missing."""
@@ -38,9 +41,10 @@ class Models:
             found: Model = model
             return found
         key = (settings.model, settings.base_url)
-        if key not in self._made:
-            self._made[key] = self._make(*key)
-        return self._made[key]
+        with self._making:
+            if key not in self._made:
+                self._made[key] = self._make(*key)
+            return self._made[key]
 
     def _make(self, name: str, base_url: str) -> Model:
         try:
