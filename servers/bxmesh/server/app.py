@@ -231,9 +231,7 @@ async def _add_services(
     if {"registry", "functions", "agent"} & set(settings.services):
         database = await stack.enter_async_context(open_database(settings.database))
         server.database = database
-        functions = await stack.enter_async_context(
-            FunctionCache(redis, FunctionStore(database))
-        )
+        functions = await stack.enter_async_context(FunctionCache(redis, FunctionStore(database)))
         visible = VisibleFunctions(functions)
         definitions = DefinitionStore(database)
         delegation = by_directory(secured.mesh.directory)
