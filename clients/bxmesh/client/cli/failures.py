@@ -47,6 +47,7 @@ _REMEDIES_BY_REASON = {
     "MAILBOX_FULL": "Wait until the agent has caught up: `bxmesh streams info`.",
     "HISTORY_TRIMMED": "Begin later.",
     "FUNCTION_NOT_FOUND": "`bxmesh functions list` shows what is there.",
+    "DEFINITION_NOT_FOUND": "`bxmesh definitions list` shows what is there.",
     "EXECUTION_NOT_FOUND": "`bxmesh functions executions` shows what is there.",
     "RUN_NOT_FOUND": "`bxmesh chains list` shows what is there.",
     "IMPORT_NOT_ALLOWED": "Do without it, or name it with --import where the sandbox has it.",

@@ -38,6 +38,10 @@ _COMMANDS = {
     "tasks": _Command("bxmesh.client.cli.tasks", "Give work to agents and follow it."),
     "functions": _Command("bxmesh.client.cli.functions", "Store functions and execute them."),
     "chains": _Command("bxmesh.client.cli.chains", "Run chains of functions and agents."),
+    "definitions": _Command(
+        "bxmesh.client.cli.definitions", "Write agents as data, and start and stop them."
+    ),
+    "host": _Command("bxmesh.client.cli.host", "Run definitions as agents."),
     "dead-letters": _Command("bxmesh.client.cli.dead_letters", "See what could not be handled."),
     "streams": _Command("bxmesh.client.cli.streams", "See what waits in mailboxes and queues."),
     "security": _Command("bxmesh.client.cli.security", "Say who may do what, and see who did."),

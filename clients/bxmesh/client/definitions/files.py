@@ -16,7 +16,12 @@ from bxmesh.client.errors import InvalidInput
 from bxmesh.client.names import invalid
 from bxmesh.registry.v1 import agent_definition_pb2 as pb
 
-__all__ = ["from_plain", "from_text", "read", "snake"]
+__all__ = ["OUTPUT_ONLY", "from_plain", "from_text", "read", "snake", "to_text"]
+
+OUTPUT_ONLY = frozenset(
+    {"state", "version", "owner", "create_time", "update_time", "revision", "active_version"}
+)
+"""Fields that the mesh sets."""
 
 _CAPITAL = re.compile(r"(?<=[a-z])[A-Z]")
 _KINDS = {"json_schema", "jsonSchema", "protobuf_type", "protobufType"}
@@ -44,6 +49,18 @@ def from_text(text: str, what: str = "the text") -> dict[str, Any]:
     return {snake(str(name)): value for name, value in plain.items()}
 
 
+def to_text(message: pb.AgentDefinition) -> str:
+    """Returns a definition as YAML that `from_text` takes."""
+    import yaml
+
+    plain = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    found = {name: _short(value) for name, value in plain.items() if name not in OUTPUT_ONLY}
+    if message.HasField("chain"):
+        found["chain"] = yaml.safe_load(Chain.from_message(message.chain).to_yaml())
+    text: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def from_plain(content: Mapping[str, Any]) -> pb.AgentDefinition:
     """Returns what an object says of a definition. Raises InvalidInput, which names the field."""
     message = pb.AgentDefinition()
@@ -55,7 +72,8 @@ def from_plain(content: Mapping[str, Any]) -> pb.AgentDefinition:
             else:
                 json_format.ParseDict({field: _long(field, value)}, message)
         except (json_format.ParseError, TypeError, ValueError) as error:
-            raise _unreadable(f"definition.{field}", f"{field} cannot be read: {error}") from error
+            place = f"definition.{field}"
+            raise _unreadable(place, f"{place} cannot be read: {error}") from error
     return message
 
 
@@ -80,6 +98,29 @@ def _long(field: str, value: Any) -> Any:
                 else {"name": one}
                 for one in value
             ]
+    return value
+
+
+def _short(value: Any) -> Any:
+    match value:
+        case {"json_schema": schema}:
+            return _whole(schema)
+        case dict():
+            return {name: _short(each) for name, each in value.items()}
+        case list():
+            return [_short(each) for each in value]
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """Numbers as they were written: a Struct has doubles only."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case dict():
+            return {name: _whole(each) for name, each in value.items()}
+        case list():
+            return [_whole(each) for each in value]
     return value
 
 

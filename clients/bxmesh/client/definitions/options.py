@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from bxmesh.client.agents.capabilities import Capability
 from bxmesh.client.chains import Chain
-from bxmesh.client.definitions.files import from_plain, snake
+from bxmesh.client.definitions.files import OUTPUT_ONLY, from_plain, snake
 from bxmesh.client.definitions.parts import DefinitionLimits, ModelSettings, Rule, Tool
 from bxmesh.client.functions.stored import SchemaSource, schema_message
 from bxmesh.client.names import invalid
@@ -20,9 +20,6 @@ Content = str | Mapping[str, Any] | pb.AgentDefinition
 shorter words."""
 
 _FIELDS = pb.AgentDefinition.DESCRIPTOR.fields_by_name
-_OUTPUT_ONLY = frozenset(
-    {"state", "version", "owner", "create_time", "update_time", "revision", "active_version"}
-)
 
 
 class DefinitionOptions(TypedDict, total=False):
@@ -78,7 +75,7 @@ def to_message(
     given = {snake(name) for name in content} if isinstance(content, Mapping) else set()
     if isinstance(content, pb.AgentDefinition):
         given = {field.name for field, _ in content.ListFields()}
-    return message, sorted((given | options.keys()) - _OUTPUT_ONLY - {"definition_id"})
+    return message, sorted((given | options.keys()) - OUTPUT_ONLY - {"definition_id"})
 
 
 def _set(message: pb.AgentDefinition, name: str, value: Any) -> None:
