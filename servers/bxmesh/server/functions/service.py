@@ -24,7 +24,7 @@ from bxmesh.server.functions.host_functions import HOST_FUNCTIONS
 from bxmesh.server.functions.mesh import FunctionMesh, Users
 from bxmesh.server.functions.sandbox import sandbox
 from bxmesh.server.functions.store import FunctionStore, Stored, no_such_function
-from bxmesh.server.functions.versions import LATEST, digest_of, is_version
+from bxmesh.server.functions.versions import LATEST, digest_of, is_version, sort_key
 from bxmesh.server.functions.work import durable_executions
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.mutations import Mutation
@@ -167,7 +167,7 @@ class FunctionService(ExecutionRpcs):
         page: list[pb.Function] = []
         room = _MOST_PAGE_BYTES
         first = not place
-        if request.name and place and not is_version(place):
+        if request.name and place and not _is_place(place):
             raise token_invalid()
         while True:
             found = await (
@@ -245,6 +245,13 @@ class FunctionService(ExecutionRpcs):
     def _mutation(self, method: str, request_id: str) -> Mutation:
         mesh = self._mesh
         return Mutation(mesh.redis, mesh.keys, method, current_identity().id, request_id)
+
+
+def _is_place(text: str) -> bool:
+    try:
+        return is_version(text) and bool(sort_key(text))
+    except ValueError:
+        return False
 
 
 def _require_alias(field: str, alias: str) -> None:

@@ -42,11 +42,14 @@ def is_version(text: str) -> bool:
 
 
 def sort_key(version: str) -> str:
-    """Returns a text that sorts as the version does; raises ValueError for numbers over 12 digits."""
-    numbers = [int(number) for number in version.split(".")]
-    if max(numbers) >= 10**12:
+    """Returns a text that sorts as the version does; raises ValueError for numbers over 12 digits,
+    and for those with leading zeros, which would be another way to write the same version."""
+    numbers = version.split(".")
+    if max(map(len, numbers)) > 12:
         raise ValueError("has a number of more than 12 digits")
-    return ".".join(f"{number:012}" for number in numbers)
+    if any(number != "0" and number.startswith("0") for number in numbers):
+        raise ValueError("has a number with leading zeros")
+    return ".".join(f"{int(number):012}" for number in numbers)
 
 
 def next_version(versions: Iterable[str]) -> str:
