@@ -9,12 +9,17 @@ from collections import Counter
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 
 from bxmesh.agent.v1 import chain_run_pb2 as pb
 from bxmesh.client import AsyncMesh, Chain, ChainRun, ChainStep
+from bxmesh.server.chains.steps import Calls, StepCall
+from bxmesh.server.chains.store import ChainStore
 from bxmesh.server.embedded import EmbeddedMesh
+from tests.functions.mesh import Caller, World
 
 NAP = """\
 import asyncio
@@ -127,3 +132,31 @@ async def test_another_server_goes_on_and_repeats_nothing(
     assert under_way >= 3
     # Nothing else was executed: those that were cut off have no end.
     assert len(executions) <= 3 * len(CHAIN.steps) + under_way
+
+
+async def test_what_follows_begins_when_it_is_written(
+    world: World, admin: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, call = ChainStore.save, Calls.call
+    written: set[str] = set()
+    seen: list[tuple[str, bool]] = []
+
+    async def slow(
+        self: ChainStore, run: pb.ChainRun, steps: dict[int, pb.StepRun], *, whole: bool = False
+    ) -> None:
+        done = {s.step_id for s in steps.values() if s.state == pb.RUN_STATE_COMPLETED}
+        await asyncio.sleep(0.05)
+        await save(self, run, steps, whole=whole)
+        written.update(done)
+
+    async def checked(self: Calls, attempt: StepCall) -> tuple[Any, str]:
+        seen.append((attempt.step.step_id, written.issuperset(attempt.step.after)))
+        return await call(self, attempt)
+
+    monkeypatch.setattr(ChainStore, "save", slow)
+    monkeypatch.setattr(Calls, "call", checked)
+    await admin.create("test.nap", NAP, is_async=True, allowed_imports=["asyncio"])
+    key = admin.metadata[0][1].removeprefix("Bearer ")
+    async with AsyncMesh(world.server.address, api_key=key) as mesh:
+        assert await mesh.chains.run(CHAIN, {"run": 0}) == {"run": 0, "step": "g"}
+    assert sorted(seen) == [(name, True) for name in "abcdefg"]
