@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
+from bxmesh.agent.v1 import message_pb2, task_pb2
 from bxmesh.client import Agent, AsyncMesh, Message, TaskContext, on, task
 from bxmesh.client.errors import from_status
 from tests.functions.mesh import COMPLETED, FAILED, Caller, World, refused
@@ -117,3 +118,31 @@ async def test_both_must_be_allowed(world: World, helper: Helper, admin: Caller)
     await admin.create("test.private", "def main():\n    return 1\n")
     error = await refused(admin.execute("test.private", on_behalf_of="blind"))
     assert error.reason == "FUNCTION_NOT_FOUND"
+
+
+async def test_a_task_tells_for_whom_it_is_done(
+    world: World, helper: Helper, admin: Caller
+) -> None:
+    """Nobody gives an agent more rights than it has itself by naming another."""
+    may = ("task_assign", "task_read")
+    strong = await world.caller("strong", *may, "function_execute")
+    weak = await world.caller("weak", *may)
+
+    async def assigned(caller: Caller, for_whom: str, parent: str = "") -> task_pb2.Task:
+        spec = task_pb2.TaskSpec(
+            task_type="test.double",
+            required_capabilities=["test.double"],
+            parent_task_id=parent,
+            parameters=message_pb2.Payload(json=message_pb2.JsonPayload(json='{"n": 1}')),
+        )
+        answer = await caller.agents.AssignTask(
+            task_pb2.AssignTaskRequest(spec=spec, on_behalf_of=for_whom),
+            metadata=caller.metadata,
+        )
+        task: task_pb2.Task = answer.task
+        return task
+
+    assert (await assigned(weak, "")).on_behalf_of == "weak"
+    assert (await assigned(strong, "weak")).on_behalf_of == "weak"
+    assert (await assigned(weak, "strong")).on_behalf_of == "weak"
+    assert (await assigned(admin, "strong")).on_behalf_of == "strong"

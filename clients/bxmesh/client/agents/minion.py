@@ -19,7 +19,6 @@ from bxmesh.client.agents.minion_context import ToolContext
 from bxmesh.client.agents.minion_state import MARK, MinionRecord, MinionState
 from bxmesh.client.agents.minion_tools import Tool, marked, tool_of
 from bxmesh.client.agents.task_context import TaskContext
-from bxmesh.client.agents.tasks import Task
 from bxmesh.client.errors import BxmeshError
 
 __all__ = ["Minion"]
@@ -66,7 +65,6 @@ class Minion(Agent[MinionState]):
         )
         self._tools = {name: tool_of(name, source) for name, source in self._sources(tools).items()}
         self.capabilities = tuple(tool.capability for tool in self._tools.values())
-        self._identity = ""
         self._telling: list[asyncio.Task[None]] = []
 
     def _sources(
@@ -102,7 +100,6 @@ class Minion(Agent[MinionState]):
             context,
             threads=self._threads,
             progressed=lambda percent: self._record.progressed(context.id, percent),
-            on_behalf_of=lambda: self._on_behalf_of(context.task),
         )
         try:
             return await tool.do(told)
@@ -110,20 +107,6 @@ class Minion(Agent[MinionState]):
             # Threads are not cancelled; they may ask.
             told.cancel_requested = True
             raise
-
-    async def _on_behalf_of(self, task: Task) -> str:
-        """Returns for whom a task is done: who assigned it, minions of the same identity aside.
-
-        Otherwise one of them could do for another what neither's supervisor may.
-        """
-        while task.parent_task_id and task.owner == await self._own_identity():
-            task = await self.mesh.task(task.parent_task_id)
-        return task.owner
-
-    async def _own_identity(self) -> str:
-        if not self._identity:
-            self._identity = (await self.mesh.agent(self.agent_id)).identity
-        return self._identity
 
     # Its state
 

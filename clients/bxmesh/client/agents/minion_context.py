@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Unpack
 
@@ -31,7 +31,6 @@ class ToolContext(TaskContext):
         *,
         threads: Executor,
         progressed: Callable[[float], None],
-        on_behalf_of: Callable[[], Awaitable[str]],
     ) -> None:
         super().__init__(mesh, context._delivery_id, context.task)
         self.on_cancel_requested = context.on_cancel_requested
@@ -39,8 +38,6 @@ class ToolContext(TaskContext):
         """The mesh that the minion is in."""
         self.threads = threads
         """Where functions run that are no coroutines."""
-        self.on_behalf_of = on_behalf_of
-        """Returns the identity for which the task is done."""
         self._progressed = progressed
 
     @property
@@ -58,7 +55,7 @@ class ToolContext(TaskContext):
     ) -> Task:
         """Assigns another task on behalf of this one and of whoever this one is for."""
         if "on_behalf_of" not in options:
-            options["on_behalf_of"] = await self.on_behalf_of()
+            options["on_behalf_of"] = self.task.on_behalf_of
         return await super().assign(task_type, parameters, **options)
 
 

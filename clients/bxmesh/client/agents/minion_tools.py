@@ -96,7 +96,7 @@ async def _execute(name: str, version: str, context: ToolContext) -> object:
         context.parameters,
         version=version,
         durable=False,
-        on_behalf_of=await context.on_behalf_of(),
+        on_behalf_of=context.task.on_behalf_of,
     )
     return execution.value
 

@@ -104,6 +104,8 @@ class Task:
     """For the caller's own use."""
     owner: str
     """The identity that assigned it."""
+    on_behalf_of: str
+    """The identity for which it is done; whoever does it asks for no more than that one may."""
     create_time: datetime | None
     """When it was assigned to the mesh."""
     update_time: datetime | None
@@ -138,6 +140,7 @@ class Task:
             required_capabilities=tuple(spec.required_capabilities),
             labels=dict(spec.labels),
             owner=message.owner,
+            on_behalf_of=message.on_behalf_of or message.owner,
             create_time=from_timestamp(message.create_time),
             update_time=from_timestamp(message.update_time),
             start_time=from_timestamp(message.start_time),

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from bxmesh.agent.v1 import function_work_pb2 as bxmesh_dot_agent_dot_v1_dot_function__work__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n bxmesh/agent/v1/chain_work.proto\x12\x0f\x62xmesh.agent.v1\x1a#bxmesh/agent/v1/function_work.proto\"`\n\tChainWork\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12+\n\x06\x63\x61ller\x18\x02 \x01(\x0b\x32\x1b.bxmesh.agent.v1.OnBehalfOf\x12\x16\n\x0eparent_task_id\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n bxmesh/agent/v1/chain_work.proto\x12\x0f\x62xmesh.agent.v1\x1a#bxmesh/agent/v1/function_work.proto\"v\n\tChainWork\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12+\n\x06\x63\x61ller\x18\x02 \x01(\x0b\x32\x1b.bxmesh.agent.v1.OnBehalfOf\x12\x16\n\x0eparent_task_id\x18\x03 \x01(\t\x12\x14\n\x0con_behalf_of\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bxmesh.agent.v1.chain_work_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHAINWORK']._serialized_start=90
-  _globals['_CHAINWORK']._serialized_end=186
+  _globals['_CHAINWORK']._serialized_end=208
 # @@protoc_insertion_point(module_scope)

@@ -26,10 +26,13 @@ class ChainWork(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run, which is also the work item."""
     parent_task_id: _builtins.str
     """The task on whose behalf it runs; may be empty."""
+    on_behalf_of: _builtins.str
+    """The identity for which the caller called; may be empty."""
     @_builtins.property
     def caller(self) -> _function_work_pb2.OnBehalfOf:
         """For whom."""
@@ -40,10 +43,11 @@ class ChainWork(_message.Message):
         run_id: _builtins.str = ...,
         caller: _function_work_pb2.OnBehalfOf | None = ...,
         parent_task_id: _builtins.str = ...,
+        on_behalf_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "parent_task_id", b"parent_task_id", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "on_behalf_of", b"on_behalf_of", "parent_task_id", b"parent_task_id", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -244,6 +244,7 @@ class Task(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
     TEAM_FIELD_NUMBER: _builtins.int
+    ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The name, chosen by the server."""
     state: Global___TaskState.ValueType
@@ -260,6 +261,10 @@ class Task(_message.Message):
     """Grows with every change; watches resume from it."""
     team: _builtins.str
     """The team that sees it, its owner's when it was assigned; empty unless it is shared with a team."""
+    on_behalf_of: _builtins.str
+    """The identity for which it is done: whoever does it asks for no more than that one may. The owner, unless the owner
+    named another whose rights are among its own, or for whom it does the parent.
+    """
     @_builtins.property
     def spec(self) -> Global___TaskSpec:
         """What is to be done."""
@@ -328,10 +333,11 @@ class Task(_message.Message):
         revision: _builtins.int = ...,
         trace_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         team: _builtins.str = ...,
+        on_behalf_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempts", b"attempts", "child_task_ids", b"child_task_ids", "create_time", b"create_time", "depth", b"depth", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "owner", b"owner", "progress", b"progress", "result", b"result", "revision", b"revision", "spec", b"spec", "start_time", b"start_time", "state", b"state", "task_id", b"task_id", "team", b"team", "trace_context", b"trace_context", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempts", b"attempts", "child_task_ids", b"child_task_ids", "create_time", b"create_time", "depth", b"depth", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "on_behalf_of", b"on_behalf_of", "owner", b"owner", "progress", b"progress", "result", b"result", "revision", b"revision", "spec", b"spec", "start_time", b"start_time", "state", b"state", "task_id", b"task_id", "team", b"team", "trace_context", b"trace_context", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,7 @@ from bxmesh.server.errors import MeshError, invalid_argument, permission_denied
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.security.addresses import address_of
+from bxmesh.server.security.delegation import Principals
 from bxmesh.server.security.identities import Identity
 from bxmesh.server.security.ownership import may_change, shared_team
 from bxmesh.server.security.permissions import capability_permission
@@ -46,7 +47,7 @@ class TaskRpcs:
         bound = {capability_permission(name) for name in spec.required_capabilities}
         needed = sorted(bound - {"task_execute"})
         identity.require(*needed)
-        self._mesh.delegation(identity, request.on_behalf_of, ("task_assign", *needed))
+        principals = self._mesh.delegation(identity, request.on_behalf_of, ("task_assign", *needed))
         _check_size("spec", spec)
         trace: dict[str, str] = {}
         telemetry.inject(trace)
@@ -55,6 +56,7 @@ class TaskRpcs:
             record = await self._mesh.tasks.assign(
                 spec,
                 identity.id,
+                on_behalf_of=await self._for_whom(identity, principals, spec.parent_task_id),
                 team=shared_team(identity, spec.visibility),
                 parent=await self._parent(spec.parent_task_id, identity),
                 wait_for_agent=request.wait_for_agent,
@@ -63,6 +65,17 @@ class TaskRpcs:
                 allowance=quotas.allowance("max_open_tasks", identity.id),
             )
         return pb.AssignTaskResponse(task=record.task())
+
+    async def _for_whom(self, identity: Identity, principals: Principals, parent_id: str) -> str:
+        """The identity for which a task is done: nobody may give its agent more rights than it has
+        itself by naming another."""
+        for other in principals.others:
+            if identity.may_all(other.permissions):
+                return other.id
+            record = await self._mesh.tasks.store.read(parent_id) if parent_id else None
+            if record is not None and record.task().on_behalf_of == other.id:
+                return other.id
+        return identity.id
 
     async def _parent(self, task_id: str, identity: Identity) -> Parent | None:
         if not task_id:

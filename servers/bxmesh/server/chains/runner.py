@@ -212,6 +212,7 @@ class _Run:
                 f"{self.run.run_id}:{self.places[step.step_id]}:{record.attempts}",
                 timeout,
                 self.work.parent_task_id,
+                self.work.on_behalf_of,
                 lambda: self.over or self.cancelled(),
             )
             try:

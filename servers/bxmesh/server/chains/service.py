@@ -172,6 +172,7 @@ class ChainService:
                     run_id=run.run_id,
                     caller=caller_of(identity),
                     parent_task_id=request.parent_task_id,
+                    on_behalf_of=request.on_behalf_of,
                 ),
                 item_id=run.run_id,
                 # So that its end is remembered.

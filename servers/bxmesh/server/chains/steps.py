@@ -47,6 +47,8 @@ class StepCall:
     seconds: float
     """How long it may take."""
     parent_task_id: str = ""
+    on_behalf_of: str = ""
+    """For whom the owner of the run began it; empty for itself."""
     unwanted: Callable[[], bool] = lambda: True
     """Whether what is cancelled is cancelled for good, and not to be taken up again."""
 
@@ -81,7 +83,9 @@ class Calls:
                 reason="INPUT_INVALID",
             )
         request = function_pb2.ExecuteFunctionRequest(
-            name=reference.name, version=reference.version
+            name=reference.name,
+            version=reference.version,
+            on_behalf_of=call.on_behalf_of,
         )
         request.input.CopyFrom(value_of(call.input).struct_value)
         limit = min(call.seconds, MOST.timeout)
@@ -110,7 +114,9 @@ class Calls:
         )
         spec.timeout.FromMilliseconds(max(1, int(call.seconds * 1000)))
         answer = await self._agents.AssignTask(
-            task_pb2.AssignTaskRequest(request_id=call.request_id, spec=spec),
+            task_pb2.AssignTaskRequest(
+                request_id=call.request_id, spec=spec, on_behalf_of=call.on_behalf_of
+            ),
             metadata=self._metadata,
         )
         task = answer.task

@@ -51,6 +51,8 @@ class NewTask:
     owner: str
     """The identity that assigns it."""
     demand: Demand
+    on_behalf_of: str = ""
+    """The identity for which it is done; empty for the owner."""
     team: str = ""
     """Who sees it besides; empty for no team."""
     depth: int = 0
@@ -140,6 +142,7 @@ class TaskStore:
             task_id=task_id,
             spec=spec,
             owner=new.owner,
+            on_behalf_of=new.on_behalf_of or new.owner,
             team=new.team,
             trace_context=new.trace_context,
         )
