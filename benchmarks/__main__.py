@@ -27,6 +27,7 @@ NAMES = (
     "registry",
     "security",
     "functions",
+    "host",
     "chains",
     "torch",
     "minimization",

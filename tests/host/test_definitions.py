@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import textwrap
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,10 +25,12 @@ from bxmesh.client import (
 )
 from bxmesh.client.chains import Chain, ChainStep
 from bxmesh.client.definitions import DefinitionEvent
+from bxmesh.client.definitions.files import from_text, to_text
 from bxmesh.server.embedded import EmbeddedMesh
 from tests.host.conftest import become
 from tests.sdk.agents import name, soon
 
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "dynamic-agents.md"
 ECHO = Rule("echo", Tool(capability="test.echo"), "echoed", {"a.b": "c"})
 
 
@@ -110,6 +115,21 @@ async def test_the_json_form_is_a_definition_too(mesh: AsyncMesh) -> None:
     with pytest.raises(FailedPrecondition) as empty:
         await mesh.definitions.activate(unique)
     assert empty.value.reason == "DEFINITION_EMPTY"
+
+
+async def test_those_in_the_documentation(mesh: AsyncMesh) -> None:
+    code = "def main(distances):\n    return len(distances)\n"
+    await mesh.functions.create("contacts.close", code, aliases=["stable"])
+    blocks = re.split(r"\n(?=\S)", DOCUMENTATION.read_text())
+    texts = [block.partition("    definition_id:") for block in blocks]
+    found = [textwrap.dedent(f"{head}{text}") for _, head, text in texts if head]
+    behaviours = []
+    for text in found:
+        definition = await mesh.definitions.create(from_text(text))
+        behaviours.append(definition.behaviour)
+        assert from_text(to_text(definition.message)).keys() == from_text(text).keys()
+        await mesh.definitions.delete(definition.definition_id)
+    assert behaviours == ["rules", "chain", "model"]
 
 
 async def test_errors_name_the_field(mesh: AsyncMesh) -> None:
