@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +22,13 @@ from bxmesh.client import (
     task,
 )
 from bxmesh.client.chains import Chain, ChainStep
+from bxmesh.client.host import Host
 from tests.host.conftest import become
 from tests.host.worlds import called, done, failed, gone, host, live, until
 from tests.sdk.agents import name, soon
+from tests.sdk.conftest import client, start_mesh, state_dir
+
+__all__ = ["state_dir"]
 
 ADD = "def main(a, b=1):\n    return {'sum': {'value': a + b}, 'parts': [a, b]}\n"
 
@@ -368,3 +373,52 @@ async def test_definitions_do_not_lend_their_permissions_on(mesh: AsyncMesh, add
             task = await failed(low, outer, {"a": 1})
             assert task.error is not None
             assert "function_execute" in task.error.message
+
+
+async def test_a_chain_that_was_begun_is_found_again(mesh: AsyncMesh, slow: Slow) -> None:
+    chain = Chain([ChainStep("wait", capability="test.slow")])
+    unique = await active(mesh, "found", chain=chain, max_chain_depth=1)
+    async with host(mesh, unique):
+        await live(mesh, unique)
+        under_way = asyncio.create_task(mesh.request(unique, "go", {"n": 1}))
+        await soon(slow.begun.get())
+        await mesh.definitions.stop(unique)
+        await gone(mesh, unique)
+        await mesh.definitions.activate(unique)
+        await live(mesh, unique)
+        slow.go.set()
+        assert (await soon(under_way)).payload == {"did": {"n": 1}}
+        assert len([run async for run in mesh.chains.list(definition_id=unique)]) == 1
+        assert slow.begun.empty()
+
+
+async def test_a_chain_that_nobody_waits_for_is_cancelled(mesh: AsyncMesh, slow: Slow) -> None:
+    offer = capability("cancelled")
+    chain = Chain([ChainStep("wait", capability="test.slow")])
+    unique = await active(mesh, "cancelled", chain=chain, max_chain_depth=1, capabilities=[offer])
+    async with host(mesh, unique):
+        task = await mesh.assign_task(offer, {}, wait_for_agent=True)
+        await soon(slow.begun.get())
+        await mesh.cancel_task(task.task_id)
+
+        async def ended() -> bool:
+            runs = [run async for run in mesh.chains.list(definition_id=unique)]
+            return [run.state for run in runs] == ["cancelled"]
+
+        await until(ended)
+
+
+async def test_hosts_come_back_to_a_mesh_that_was_away(state_dir: Path) -> None:
+    with start_mesh(state_dir) as server:
+        async with client(server) as mesh:
+            await mesh.functions.create("test.add", ADD)
+            rules = [Rule("add", Tool(function="test.add"), "added")]
+            unique = await active(mesh, "before", rules=rules)
+            async with Host(mesh, name="stays").running():
+                await live(mesh, unique)
+                await asyncio.to_thread(server.kill)
+                await asyncio.to_thread(server.start)
+                other = await active(mesh, "after", rules=rules)
+                for each in (unique, other):
+                    await live(mesh, each, host="stays")
+                    assert (await mesh.request(each, "add", {"a": 1})).type == "added"

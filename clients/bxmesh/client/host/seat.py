@@ -114,6 +114,10 @@ class Seat:
             if not isinstance(error, PASSING):
                 error.retry_after = random.uniform(*_HOPELESS_SECONDS)
             failure = error
+        except Exception as error:
+            # A seat that nobody keeps would stay empty for ever.
+            _log.exception("%s does not run", self._agent_id)
+            failure = BxmeshError(repr(error), retry_after=_HOPELESS_SECONDS[0])
         else:
             failure = BxmeshError("the mesh asked it to leave", retry_after=_HOPELESS_SECONDS[0])
         roll.strike(self._agent_id)
