@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -277,3 +279,20 @@ async def test_tools_that_are_gone(mesh: AsyncMesh) -> None:
 def test_a_host_must_run_something() -> None:
     with pytest.raises(BxmeshError, match="1 is the least"):
         Host(None, most=0)  # type: ignore[arg-type]
+
+
+async def test_without_the_extra(mesh: AsyncMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    unique = await active(mesh, "extra", model=ModelSettings("openai:small"))
+    async with host(mesh, unique):
+        await live(mesh, unique)
+        monkeypatch.setitem(sys.modules, "pydantic_ai", None)
+        with pytest.raises(BxmeshError, match=r"pip install 'bxmesh\[host\]'") as missing:
+            await mesh.request(unique, "go")
+        assert missing.value.reason == "EXTRA_MISSING"
+
+
+def test_hosts_are_light_until_a_model_is_asked() -> None:
+    heavy = "{'pydantic_ai', 'openai', 'jsonschema', 'yaml'}"
+    code = f"import sys, bxmesh.client.host; sys.exit({heavy} & sys.modules.keys() or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
