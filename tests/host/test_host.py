@@ -96,6 +96,7 @@ async def test_rules_answer_messages_and_tasks(mesh: AsyncMesh, add: str) -> Non
     async with host(mesh, unique) as running:
         agent = await live(mesh, unique)
         assert (agent.agent_type, agent.identity) == ("definition", "admin")
+        assert agent.definition_id == unique
         assert agent.capabilities == (offer,)
         assert agent.metadata["host"] == running.name
         reply = await mesh.request(unique, "add.exactly", {"a": 1})

@@ -76,6 +76,8 @@ class AgentInfo:
     """When it registered."""
     identity: str
     """The identity that registered it."""
+    definition_id: str
+    """The definition it runs; empty for an agent that brings its own code."""
     revision: int
     """The revision of the registry at its last change."""
 
@@ -95,6 +97,7 @@ class AgentInfo:
             heartbeat_time=message.heartbeat_time.ToDatetime(tzinfo=UTC),
             register_time=message.register_time.ToDatetime(tzinfo=UTC),
             identity=message.identity,
+            definition_id=message.definition_id,
             revision=message.revision,
         )
 

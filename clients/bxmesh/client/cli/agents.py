@@ -112,6 +112,7 @@ def _facts(agent: AgentInfo) -> list[tuple[str, str]]:
         ("status", f"{agent.status}, load {agent.current_load:.0%}"),
         ("tasks", f"{agent.active_tasks}/{agent.max_concurrent_tasks}"),
         ("identity", agent.identity),
+        ("definition", agent.definition_id),
         ("registered", moment(agent.register_time)),
         ("heartbeat", moment(agent.heartbeat_time)),
     ]
