@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from bxmesh.agent.v1 import chain_run_pb2 as pb
 from bxmesh.server.database import Database
@@ -33,6 +33,24 @@ _STEP_CHANGED = update(CHAIN_STEPS).where(
 )
 
 
+# Statements that are executed often are made once.
+_ONE = select(CHAIN_RUNS).where(_R.run_id == bindparam("run"))
+_STEPS_OF_ONE = select(_S.step).where(_S.run_id == bindparam("run")).order_by(_S.place)
+_CHANGES_OF_ONE = (
+    select(_R.state, _R.revision, _S.revision, _S.step)
+    .outerjoin(CHAIN_STEPS, (_S.run_id == _R.run_id) & (_S.revision > bindparam("after")))
+    .where(_R.run_id == bindparam("run"))
+    .order_by(_S.revision)
+)
+_RUN_CHANGED = (
+    update(CHAIN_RUNS)
+    .where(_R.run_id == bindparam("run_id_"), _OPEN)
+    .values(revision=_R.revision + bindparam("count"))
+    .returning(_R.revision)
+)
+_WHOLE_CHANGED = _RUN_CHANGED.values(state=bindparam("new_state"), run=bindparam("new_run"))
+
+
 class RunEndedError(Exception):
     """The run has ended meanwhile: it was cancelled."""
 
@@ -56,8 +74,9 @@ class ChainStore:
 
     async def create(self, run: pb.ChainRun) -> None:
         """Stores a new run with its steps."""
-        async with self._database.writing() as connection:
-            await connection.execute(
+
+        def create(connection: Connection) -> None:
+            connection.execute(
                 insert(CHAIN_RUNS).values(
                     run_id=run.run_id,
                     definition_id=run.definition_id,
@@ -67,7 +86,7 @@ class ChainStore:
                     run=_without_steps(run),
                 )
             )
-            await connection.execute(
+            connection.execute(
                 insert(CHAIN_STEPS),
                 [
                     {
@@ -80,32 +99,29 @@ class ChainStore:
                 ],
             )
 
+        await self._database.write(create)
+
     async def get(self, run_id: str) -> pb.ChainRun:
         """Returns a run with its steps; raises MeshError NOT_FOUND."""
-        async with self._database.reading() as connection:
-            row = (
-                await connection.execute(select(CHAIN_RUNS).where(_R.run_id == run_id))
-            ).one_or_none()
+
+        def get(connection: Connection) -> pb.ChainRun:
+            row = connection.execute(_ONE, {"run": run_id}).one_or_none()
             if row is None:
                 raise no_such_run(run_id)
-            steps = await connection.scalars(
-                select(_S.step).where(_S.run_id == run_id).order_by(_S.place)
-            )
-        run = _run(row)
-        run.steps.extend(pb.StepRun.FromString(step) for step in steps)
-        return run
+            run = _run(row)
+            steps = connection.scalars(_STEPS_OF_ONE, {"run": run_id})
+            run.steps.extend(pb.StepRun.FromString(step) for step in steps)
+            return run
+
+        return await self._database.read(get)
 
     async def changed(self, run_id: str, after: int) -> Changes:
         """Returns what has changed in a run after a revision; raises MeshError NOT_FOUND."""
-        async with self._database.reading() as connection:
-            rows = (
-                await connection.execute(
-                    select(_R.state, _R.revision, _S.revision, _S.step)
-                    .outerjoin(CHAIN_STEPS, (_S.run_id == _R.run_id) & (_S.revision > after))
-                    .where(_R.run_id == run_id)
-                    .order_by(_S.revision)
-                )
+        rows = await self._database.read(
+            lambda connection: connection.execute(
+                _CHANGES_OF_ONE, {"run": run_id, "after": after}
             ).all()
+        )
         if not rows:
             raise no_such_run(run_id)
         state, revision, *_ = rows[0]
@@ -148,33 +164,34 @@ class ChainStore:
         """Writes steps by place, and the run as a whole where that has changed; the run's revision
         counts them all, so that each change has its own. Raises RunEndedError when it has ended
         already, and changes nothing then."""
-        async with self._database.writing() as connection:
-            values: dict[str, Any] = {"revision": _R.revision + max(1, len(steps))}
-            if whole:
-                values |= {"state": run.state, "run": _without_steps(run)}
-            changed = await connection.execute(
-                update(CHAIN_RUNS)
-                .where(_R.run_id == run.run_id, _OPEN)
-                .values(**values)
-                .returning(_R.revision)
-            )
+        count = max(1, len(steps))
+        values: dict[str, Any] = {"run_id_": run.run_id, "count": count}
+        if whole:
+            values |= {"new_state": run.state, "new_run": _without_steps(run)}
+        # What is written is what there is now, whatever changes meanwhile.
+        rows = [(place, step.SerializeToString()) for place, step in steps.items()]
+
+        def save(connection: Connection) -> int:
+            changed = connection.execute(_WHOLE_CHANGED if whole else _RUN_CHANGED, values)
             revision = changed.scalar_one_or_none()
             if revision is None:
                 raise RunEndedError
-            run.revision = revision
-            if steps:
-                await connection.execute(
+            if rows:
+                connection.execute(
                     _STEP_CHANGED,
                     [
                         {
                             "which_run": run.run_id,
                             "which_place": place,
-                            "revision": revision - len(steps) + count,
-                            "step": step.SerializeToString(),
+                            "revision": revision - len(rows) + index,
+                            "step": step,
                         }
-                        for count, (place, step) in enumerate(steps.items(), 1)
+                        for index, (place, step) in enumerate(rows, 1)
                     ],
                 )
+            return int(revision)
+
+        run.revision = await self._database.write(save)
 
     async def remove(self, run_id: str) -> None:
         """Removes a run that never was."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import event, text
+from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -31,6 +32,10 @@ _ANSWER_SECONDS = 2.0
 _BUSY_SECONDS = 10.0
 _POOL = 8
 _WRITES = "bxmesh_writes"
+# One writes at a time anyway.
+_THREADS = 2
+
+T = TypeVar("T")
 
 
 class Database:
@@ -40,8 +45,9 @@ class Database:
     UNAVAILABLE; a violated constraint stays an IntegrityError for the caller.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, threads: _Threads | None = None) -> None:
         self._engine = engine
+        self._threads = threads
         self.dialect = engine.dialect.name
         """`sqlite` or `postgresql`."""
 
@@ -53,6 +59,23 @@ class Database:
         except (MeshError, TimeoutError):
             return False
         return True
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """A transaction that only reads, done at once by a function: of SQLite it takes one turn of a
+        thread instead of one for each operation, which is for what is asked often."""
+        with database_errors():
+            if self._threads is not None:
+                return await self._threads.do(work, writes=False)
+            async with self.reading() as connection:
+                return await connection.run_sync(work)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """A transaction that is kept when the function returns, likewise."""
+        with database_errors():
+            if self._threads is not None:
+                return await self._threads.do(work, writes=True)
+            async with self.writing() as connection:
+                return await connection.run_sync(work)
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -71,11 +94,41 @@ class Database:
                     yield connection
 
 
+class _Threads:
+    """Threads that do whole transactions of SQLite."""
+
+    def __init__(self, url: URL) -> None:
+        self._engine = create_engine(
+            url.set(drivername="sqlite"),
+            pool_size=_POOL,
+            max_overflow=_POOL,
+            pool_reset_on_return=None,
+            connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
+        )
+        event.listen(self._engine, "connect", _connected)
+        self._threads = ThreadPoolExecutor(_THREADS, "database")
+
+    async def do(self, work: Callable[[Connection], T], *, writes: bool) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._transact, work, writes)
+
+    def _transact(self, work: Callable[[Connection], T], writes: bool) -> T:
+        with self._engine.connect() as connection, connection.begin():
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+            return work(connection)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self._engine.dispose()
+
+
 @contextlib.asynccontextmanager
 async def open_database(url: str) -> AsyncIterator[Database]:
     """Opens a database by URL and brings its tables up to date. Raises OSError, which says why, when
     it cannot be used."""
-    engine = _engine(database_url(url))
+    parsed = database_url(url)
+    engine = _engine(parsed)
+    threads = _Threads(parsed) if parsed.get_backend_name() == "sqlite" else None
     try:
         try:
             async with engine.connect() as connection:
@@ -86,8 +139,10 @@ async def open_database(url: str) -> AsyncIterator[Database]:
             raise OSError(
                 f"The database {shown_url(url)} cannot be used: {_first_line(error)}"
             ) from error
-        yield Database(engine)
+        yield Database(engine, threads)
     finally:
+        if threads is not None:
+            await asyncio.to_thread(threads.close)
         await engine.dispose()
 
 
@@ -174,17 +229,7 @@ def _engine(url: URL) -> AsyncEngine:
         connect_args={"timeout": _BUSY_SECONDS},
     )
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def connected(connection: Any, record: object) -> None:
-        # The driver would begin transactions by itself, and too late for the lock of a writer.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        # Like Redis, which writes to the disk once a second: a process that is killed loses nothing, a
-        # machine that is switched off may lose the last moment.
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
+    event.listen(engine.sync_engine, "connect", _connected)
 
     @event.listens_for(engine.sync_engine, "begin")
     def begun(connection: Any) -> None:
@@ -193,3 +238,15 @@ def _engine(url: URL) -> AsyncEngine:
         await_only(driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN"))
 
     return engine
+
+
+def _connected(connection: Any, record: object) -> None:
+    # The driver would begin transactions by itself, and too late for the lock of a writer.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # Like Redis, which writes to the disk once a second: a process that is killed loses nothing, a
+    # machine that is switched off may lose the last moment.
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()

@@ -78,8 +78,7 @@ class History(Background):
     async def keep(self, record: Record) -> None:
         """Writes how an execution stands now. Raises MeshError UNAVAILABLE without the database."""
         self._gathered.pop(record.execution.execution_id, None)
-        async with self._database.writing() as connection:
-            await self._write(connection, [record])
+        await self._keep([record])
 
     async def forget(self, execution_id: str) -> None:
         """Removes an execution that never was. Raises likewise."""
@@ -213,8 +212,7 @@ class History(Background):
         try:
             for first in range(0, len(waiting), _ROWS_AT_ONCE):
                 records = waiting[first : first + _ROWS_AT_ONCE]
-                async with self._database.writing() as connection:
-                    await self._write(connection, records)
+                await self._keep(records)
                 for record in records:
                     name = record.execution.execution_id
                     if self._gathered.get(name) is record:
@@ -223,8 +221,9 @@ class History(Background):
             if self._gathered:
                 self._some.set()
 
-    async def _write(self, connection: AsyncConnection, records: Iterable[Record]) -> None:
-        await connection.execute(self._upsert, [_row(record) for record in records])
+    async def _keep(self, records: Iterable[Record]) -> None:
+        rows = [_row(record) for record in records]
+        await self._database.write(lambda connection: connection.execute(self._upsert, rows))
 
     async def _sweep(self) -> None:
         oldest = id_at(time.time() - self._days * 86400.0)
@@ -243,8 +242,9 @@ class History(Background):
                 rows = await connection.execute(
                     select(EXECUTIONS).where(_OPEN, _C.durable == 0, _C.execution_id < lost)
                 )
-                if gone := [_lost(_record(row)) for row in rows]:
-                    await self._write(connection, gone)
+                gone = [_lost(_record(row)) for row in rows]
+            if gone:
+                await self._keep(gone)
         except MeshError as error:
             _log.warning("old executions stay for now: %s", error.message)
 
