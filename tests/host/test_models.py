@@ -219,9 +219,9 @@ async def test_models_that_fail_say_why(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
-    async def failing(settings: ModelSettings) -> BxmeshError:
+    async def failing(settings: ModelSettings, **options: Any) -> BxmeshError:
         unique = await active(mesh, "failing", model=settings)
-        async with host(mesh, unique):
+        async with host(mesh, unique, **options):
             await live(mesh, unique)
             with pytest.raises(BxmeshError) as failure:
                 await mesh.request(unique, "go", "on", mode="direct")
@@ -236,6 +236,10 @@ async def test_models_that_fail_say_why(
     assert (away.reason, away.code.name) == ("MODEL_UNAVAILABLE", "UNAVAILABLE")
     no_key = await failing(ModelSettings("openai:gpt-5"))
     assert (no_key.reason, "OPENAI_API_KEY" in no_key.message) == ("MODEL_NOT_CONFIGURED", True)
+    elsewhere = await failing(
+        ModelSettings("openai:small", server.url), servers=["https://models.example/v1"]
+    )
+    assert elsewhere.reason == "MODEL_NOT_CONFIGURED"
     unknown = await failing(ModelSettings("nobody:model"))
     assert unknown.reason == "MODEL_NOT_CONFIGURED"
 

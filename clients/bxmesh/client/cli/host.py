@@ -22,6 +22,13 @@ __all__ = ["host"]
 @click.option("--only", multiple=True, metavar="ID", help="Only this definition; repeatable.")
 @click.option("--max", "most", type=click.IntRange(min=1), help="At most so many agents.")
 @click.option(
+    "--server",
+    "servers",
+    multiple=True,
+    metavar="URL",
+    help="Ask models at this base URL where a definition names one, and at no other; repeatable.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=600.0,
@@ -42,6 +49,7 @@ def host(
     name: str,
     only: tuple[str, ...],
     most: int | None,
+    servers: tuple[str, ...],
     timeout: float,
     lease: int | None,
     stats: bool,
@@ -61,6 +69,7 @@ def host(
                 name=name,
                 only=only,
                 most=most,
+                servers=servers,
                 timeout=timeout,
                 lease_seconds=lease or 0,
             )

@@ -51,13 +51,15 @@ class Host:
         only: Iterable[str] = (),
         most: int | None = None,
         models: ModelSource | None = None,
+        servers: Iterable[str] = (),
         timeout: float = _TIMEOUT,
         lease_seconds: int = 0,
     ) -> None:
         """Takes a mesh, the host's name, and which definitions and how many agents it runs at most.
 
         `models` gives models of pydantic-ai for the names that definitions have for them, a mapping
-        or a function; where it has none they are made. The timeout is that of definitions without
+        or a function; where it has none they are made. `servers` are the base URLs that definitions
+        may name; all unless some are given. The timeout is that of definitions without
         one, in seconds.
         """
         if most is not None and most < 1:
@@ -66,7 +68,7 @@ class Host:
         """The host's name."""
         self._mesh = mesh
         self._only = frozenset(only)
-        self._models = Models(models)
+        self._models = Models(models, servers)
         self._roll = Roll(mesh)
         self._around = Surroundings(
             mesh,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -28,7 +28,8 @@ _NO_KEY = "none"
 class Models:
     """The models of one host."""
 
-    def __init__(self, given: ModelSource | None = None) -> None:
+    def __init__(self, given: ModelSource | None = None, servers: Iterable[str] = ()) -> None:
+        self._servers = frozenset(servers)
         self._given: Callable[[str], Any] = given if callable(given) else (given or {}).get
         self._made: dict[tuple[str, str], Model] = {}
         self._http: Any = None
@@ -73,6 +74,8 @@ class Models:
         from pydantic_ai.models.openai import OpenAIChatModel
         from pydantic_ai.providers.openai import OpenAIProvider
 
+        if self._servers and base_url not in self._servers:
+            raise refused("MODEL_NOT_CONFIGURED", f"this host asks no models at {base_url}")
         # The keys of providers are not for whatever server a definition names.
         host = re.sub(r"\W", "_", urlsplit(base_url).hostname or "").upper()
         api_key = os.environ.get(f"BXMESH_MODEL_KEY_{host}", _NO_KEY)
