@@ -4,6 +4,7 @@ time."""
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -24,9 +25,17 @@ _STEPS = 3_000
 _MOST_STEPS = 300_000
 _REFERENCES = ("$ref", "$dynamicRef")
 _STEPS_OF_REFERENCE = 5
+# Keywords within keywords. Python's own end comes soon after, and what the checker is built on does
+# not survive that.
+_DEEPEST = 120
 _MOST_UNIQUE = 1_000
-_MOST_SCHEMAS = 1_024
+_MOST_IN_PLACE = 200
+_DEEPEST_IN_PLACE = 40
+_PATTERN_BYTES = 1 << 20
+_MOST_PATTERNS = 256
+_MOST_SCHEMA_BYTES = 8 << 20
 _MOST_SCHEMA_DEPTH = 64
+_LONGEST_TEXT = 400
 
 
 class SchemaError(ValueError):
@@ -52,8 +61,8 @@ def find_misfit(value: Any, schema: Schema, size: int) -> Misfit | None:
     work. Regular expressions are RE2's; those that it does not know are not checked.
     """
     try:
-        validator = _validator(schema.SerializeToString(deterministic=True))
-        _steps.left = min(_MOST_STEPS, _STEPS + size)
+        validator = _validators.get(schema.SerializeToString(deterministic=True))
+        _steps.give(min(_MOST_STEPS, _STEPS + size))
         problem = next(validator.iter_errors(value), None)
     except Exception as error:
         # Whoever wrote the schema may have made any mistake; references elsewhere are one.
@@ -63,14 +72,22 @@ def find_misfit(value: Any, schema: Schema, size: int) -> Misfit | None:
     path = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem.absolute_path
     )
-    return Misfit(path, problem.message)
+    return Misfit(_clip(path), _clip(problem.message))
+
+
+def _clip(text: str) -> str:
+    # They hold what was given, of any length.
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 
 
 def require_usable(schema: Schema) -> None:
     """Raises SchemaError, which says why, for a JSON Schema that could not be checked in full."""
-    content = json_format.MessageToDict(schema.json_schema)
     try:
-        _steps.left = _MOST_STEPS
+        content = json_format.MessageToDict(schema.json_schema)
+    except ValueError:
+        raise SchemaError("it has a number that JSON does not have") from None
+    try:
+        _steps.give(_MOST_STEPS)
         _Bounded.check_schema(content)
     except jsonschema.SchemaError as error:
         path = ".".join(map(str, error.absolute_path))
@@ -104,24 +121,55 @@ def _texts(content: Any, depth: int) -> Iterator[tuple[str, str]]:
 
 class _Steps(threading.local):
     left = 0
+    depth = 0
+
+    def give(self, steps: int) -> None:
+        self.left = steps
+        self.depth = 0
 
 
 _steps = _Steps()
 
 
-@lru_cache(_MOST_SCHEMAS)
+class _Validators:
+    """Those that were made last, as many as there is room for."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, Validator] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> Validator:
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        made = _validator(key)
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = made
+                self._bytes += len(key)
+            while self._bytes > _MOST_SCHEMA_BYTES:
+                self._bytes -= len(self._known.popitem(last=False)[0])
+        return made
+
+
+_validators = _Validators()
+
+
 def _validator(key: bytes) -> Validator:
     schema = json_format.MessageToDict(Schema.FromString(key).json_schema)
-    _steps.left = _MOST_STEPS
+    _steps.give(_MOST_STEPS)
     _Bounded.check_schema(schema)
     validator: Validator = _Bounded(schema, registry=Registry())
     return validator
 
 
-@lru_cache(_MOST_SCHEMAS)
+@lru_cache(_MOST_PATTERNS)
 def _pattern(text: str) -> Any:
     options = re2.Options()
     options.log_errors = False
+    options.max_mem = _PATTERN_BYTES
     try:
         return re2.compile(text, options)
     except re2.error:
@@ -134,11 +182,15 @@ def _bounded(name: str, keyword: Any) -> Any:
 
     def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
         _steps.left -= cost
-        if _steps.left < 0:
+        if _steps.left < 0 or _steps.depth >= _DEEPEST:
             raise _TooMuchError
         if name == "uniqueItems" and isinstance(instance, list) and len(instance) > _MOST_UNIQUE:
             return
-        yield from keyword(validator, value, instance, schema) or ()
+        _steps.depth += 1
+        try:
+            yield from keyword(validator, value, instance, schema) or ()
+        finally:
+            _steps.depth -= 1
 
     return check
 
@@ -179,19 +231,45 @@ def _additional(validator: Any, value: Any, instance: Any, schema: Any) -> Itera
             yield from validator.descend(item, value, path=name)
 
 
-def _unevaluated(keyword: Any) -> Any:
+def _unevaluated(name: str) -> Any:
+    keyword: Any = jsonschema.Draft202012Validator.VALIDATORS[name]
+
     def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
-        if "patternProperties" not in schema:
+        # It looks for patterns and follows references by itself, which is neither RE2 nor bounded.
+        parts = list(_in_place(validator, schema, 0, []))
+        if not any("patternProperties" in part for part in parts):
             yield from keyword(validator, value, instance, schema) or ()
 
     return check
+
+
+def _in_place(validator: Any, schema: Any, depth: int, seen: list[None]) -> Iterator[Any]:
+    """Gives the schemas that the keywords on what is unevaluated look into, as often as they do."""
+    if not isinstance(schema, dict):
+        return
+    seen.append(None)
+    if len(seen) > _MOST_IN_PLACE or depth > _DEEPEST_IN_PLACE:
+        raise _TooMuchError
+    yield schema
+    for keyword in _REFERENCES:
+        if keyword in schema:
+            found = validator._resolver.lookup(schema[keyword])
+            inner = validator.evolve(schema=found.contents, _resolver=found.resolver)
+            yield from _in_place(inner, found.contents, depth + 1, seen)
+    parts = [schema[keyword] for keyword in ("if", "then", "else") if keyword in schema]
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        parts += schema.get(keyword, ())
+    parts += schema.get("dependentSchemas", {}).values()
+    for part in parts:
+        yield from _in_place(validator, part, depth + 1, seen)
 
 
 _keywords: dict[str, Any] = dict(jsonschema.Draft202012Validator.VALIDATORS)
 _keywords["pattern"] = _matches
 _keywords["patternProperties"] = _by_pattern
 _keywords["additionalProperties"] = _additional
-_keywords["unevaluatedProperties"] = _unevaluated(_keywords["unevaluatedProperties"])
+for _name in ("unevaluatedItems", "unevaluatedProperties"):
+    _keywords[_name] = _unevaluated(_name)
 
 _extend: Any = extend
 _Bounded: Any = _extend(
