@@ -25,6 +25,8 @@ from tests.processes import command, until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WORKERS = 2
+# Calls of the host have processes of their own.
+MOST_PROCESSES = 2 * WORKERS
 CANARY = "canary-4f1c9a"
 SECRETS = (CANARY, "root:", "GRPC_", "bxmesh.server", "site-packages", "monty-")
 MEMORY = 32 << 20
@@ -80,14 +82,14 @@ class Target:
         return self.world.admin
 
     async def intact(self) -> None:
-        """Fails unless ordinary calls work on all workers, and there are no more of these."""
+        """Fails unless ordinary calls work on all workers, and there are not more of these."""
         executions = await asyncio.gather(
             *(self.admin.execute("ordinary", {"n": n}) for n in range(WORKERS))
         )
         for execution in executions:
             assert execution.state == COMPLETED, execution.error
             assert execution.output.list_value.values[1].string_value == "3.14 [2] b 1"
-        await until(lambda: len(workers()) <= WORKERS)
+        await until(lambda: len(workers()) <= MOST_PROCESSES)
         assert self.file.read_text() == CANARY
         assert not Path("/tmp/bxmesh-hostile").exists()
 
@@ -179,7 +181,7 @@ async def test_nothing_is_reached(target: Target, name: str) -> None:
             require_nothing_told(error.message)
         else:
             execution = await target.admin.execute(
-                stored_as, dict(case.arguments), limits=seconds(0.25)
+                stored_as, dict(case.arguments), limits=seconds(0.15)
             )
             reason = reason_of(execution)
             require_nothing_told(str(execution))
