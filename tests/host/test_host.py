@@ -356,8 +356,15 @@ async def test_what_is_done_is_done_for_the_caller(mesh: AsyncMesh, add: str) ->
 
 
 async def test_definitions_do_not_lend_their_permissions_on(mesh: AsyncMesh, add: str) -> None:
-    outer, inner = capability("outer"), capability("inner")
+    outer, inner, chained = capability("outer"), capability("inner"), capability("chained")
     names = [
+        await active(
+            mesh,
+            "chained",
+            capabilities=[chained],
+            chain=Chain([ChainStep("inner", capability=inner)]),
+            max_chain_depth=2,
+        ),
         await active(
             mesh,
             "outer",
@@ -368,12 +375,13 @@ async def test_definitions_do_not_lend_their_permissions_on(mesh: AsyncMesh, add
         await active(mesh, "inner", capabilities=[inner], rules=[Rule("*", Tool(function=add))]),
     ]
     async with host(mesh, *names):
-        assert (await done(mesh, outer, {"a": 1}))["parts"] == [1, 1]
         who = await become(mesh, name("low"), "task_assign", "task_read")
         async with who as low:
-            task = await failed(low, outer, {"a": 1})
-            assert task.error is not None
-            assert "function_execute" in task.error.message
+            for offer in (outer, chained):
+                assert (await done(mesh, offer, {"a": 1}))["parts"] == [1, 1]
+                task = await failed(low, offer, {"a": 1})
+                assert task.error is not None
+                assert "function_execute" in task.error.message
 
 
 async def test_a_chain_that_was_begun_is_found_again(mesh: AsyncMesh, slow: Slow) -> None:

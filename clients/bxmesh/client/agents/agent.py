@@ -190,11 +190,6 @@ class Agent(Member, Generic[S]):
         return self._running.mesh
 
     @property
-    def identity(self) -> str:
-        """The identity that registered it; empty before that is done."""
-        return self._running.identity
-
-    @property
     def state(self) -> S:
         """The agent's state as this process knows it; change it by `update_state`."""
         state: S = self._running.own_state.value

@@ -58,8 +58,6 @@ class Lease:
     ) -> None:
         self.lease_id = ""
         """The lease; empty before the registration."""
-        self.identity = ""
-        """The identity that the mesh takes the agent's calls to be of; empty before."""
         self.registrations = 0
         """How often it was made."""
         self.on_renewed: Callable[[], None] = lambda: None
@@ -92,7 +90,6 @@ class Lease:
             except Unavailable as error:
                 await backoff.wait(error)
         self.lease_id = response.lease_id
-        self.identity = response.agent.identity
         self.registrations += 1
         self._seconds = float(response.lease_ttl_seconds)
         self._registered = from_timestamp(response.agent.register_time)

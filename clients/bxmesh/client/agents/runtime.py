@@ -73,11 +73,6 @@ class Runtime:
         return self._link.attached
 
     @property
-    def identity(self) -> str:
-        """The identity that registered the agent; empty before it is registered."""
-        return self._lease.identity
-
-    @property
     def own_state(self) -> OwnState[Any]:
         """What it keeps. Raises InvalidInput for an agent without a model of its state."""
         if self._state is None:

@@ -18,7 +18,7 @@ from bxmesh.client.host.behaviours import Behaviour
 from bxmesh.client.host.failures import RETRIES
 from bxmesh.client.host.figures import AgentFigures
 from bxmesh.client.host.schemas import require_fit
-from bxmesh.client.host.work import Reply, Work, plain, sender_identity, task_identity
+from bxmesh.client.host.work import Reply, Work, plain, sender_identity
 from bxmesh.client.mesh import AsyncMesh
 from bxmesh.registry.v1 import agent_pb2
 
@@ -128,7 +128,7 @@ class DefinedAgent(Agent):
             return Work(
                 context.type,
                 plain(context.parameters),
-                task_identity(context.task, self.identity),
+                context.task.on_behalf_of,
                 context.id,
                 context.attempt,
                 self.figures,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bxmesh.client.agents.assignment import Assignment
 from bxmesh.client.errors import BxmeshError
 from bxmesh.client.host.failures import refused
-from bxmesh.client.host.work import ON_BEHALF_OF, Work, plain
+from bxmesh.client.host.work import Work, plain
 from bxmesh.registry.v1 import agent_definition_pb2 as pb
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ class Calls:
             parameters,
             parent_task_id=work.parent_task_id,
             on_behalf_of=work.caller,
-            labels={ON_BEHALF_OF: work.caller},
         )
         try:
             return plain(await Assignment(self.mesh, task).result())

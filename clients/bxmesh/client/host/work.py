@@ -20,10 +20,7 @@ from bxmesh.client.host.figures import AgentFigures
 if TYPE_CHECKING:
     from bxmesh.client.mesh import AsyncMesh
 
-__all__ = ["ON_BEHALF_OF", "Reply", "Work", "plain", "sender_identity", "task_identity"]
-
-ON_BEHALF_OF = "bxmesh.on_behalf_of"
-"""The label of tasks that tells for whom a definition assigned them."""
+__all__ = ["Reply", "Work", "plain", "sender_identity"]
 
 
 class Reply(NamedTuple):
@@ -81,15 +78,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, AnyMessage):
         raise PayloadMismatch(f"nobody here knows a {value.TypeName()}: send JSON")
     return json_format.MessageToDict(value) if isinstance(value, Protobuf) else value
-
-
-def task_identity(task: Task, own_identity: str) -> str:
-    """Returns the identity for which a task is done: who assigned it or, where that was a definition
-    of the same identity as this one, for whom that did."""
-    if task.owner == own_identity:
-        return task.labels.get(ON_BEHALF_OF, task.owner)
-    # Others could write whatever they like there.
-    return task.owner
 
 
 async def sender_identity(mesh: AsyncMesh, message: Message) -> str:
