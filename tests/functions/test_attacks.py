@@ -6,13 +6,21 @@ import asyncio
 import math
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
+from redis.asyncio import Redis
 
-from bxmesh.registry.v1 import agent_definition_pb2
+from bxmesh.agent.v1 import chain_run_pb2, function_pb2
+from bxmesh.agent.v1.chain_service_pb2_grpc import ChainServiceStub
+from bxmesh.client.errors import from_status
+from bxmesh.registry.v1 import agent_definition_pb2 as pb
 from bxmesh.registry.v1.schema_pb2 import Schema
 from bxmesh.server.json_schemas import SchemaError, find_misfit
+from bxmesh.server.pages import token_of
 from tests.functions.mesh import COMPLETED, Caller, refused, schema, struct
+from tests.functions.mesh import world as run_world
+from tests.functions.test_chains import Chains, chain, step
 
 SECONDS = 20.0
 NOTHING = "def main(**fields):\n    return 1\n"
@@ -72,10 +80,10 @@ async def test_a_schema_with_a_number_that_is_none_is_refused(admin: Caller, num
     bad = Schema(json_schema=content)
     error = await refused(admin.create("test.it", NOTHING, input_schema=bad))
     assert error.reason == "SCHEMA_INVALID"
-    definition = agent_definition_pb2.AgentDefinition(definition_id="it", output_schema=bad)
+    definition = pb.AgentDefinition(definition_id="it", output_schema=bad)
     error = await refused(
         admin.registry.CreateAgentDefinition(
-            agent_definition_pb2.CreateAgentDefinitionRequest(definition=definition),
+            pb.CreateAgentDefinitionRequest(definition=definition),
             metadata=admin.metadata,
         )
     )
@@ -91,3 +99,78 @@ async def test_what_does_not_fit_is_told_in_few_words(admin: Caller) -> None:
     error = await refused(admin.execute("test.it", {"x" * 100_000: list(range(10_000))}))
     assert error.reason == "SCHEMA_MISMATCH"
     assert len(error.message) < 1_000
+
+
+async def test_nothing_is_stored_that_cannot_be_read(admin: Caller) -> None:
+    large = "y" * (3 << 20)
+    error = await refused(
+        admin.create("test.it", "def main(x): pass\n", example_input=struct(x=large))
+    )
+    assert (error.reason, error.code) == ("TOO_LARGE", grpc.StatusCode.INVALID_ARGUMENT)
+    definition = pb.AgentDefinition(definition_id="it")
+    definition.model.extra.update({"x": large})
+    error = await refused(
+        admin.registry.CreateAgentDefinition(
+            pb.CreateAgentDefinitionRequest(definition=definition), metadata=admin.metadata
+        )
+    )
+    assert error.reason == "TOO_LARGE"
+
+
+async def test_a_run_stays_as_large_as_a_message(admin: Caller) -> None:
+    await admin.create("test.it", NOTHING)
+    steps = [step(f"s{n}", function="test.it", input_mapping={"x": "input"}) for n in range(40)]
+    chains = Chains(admin)
+    run = await chains.run(chain(*steps, output_mapping={"n": "1"}), "y" * (1 << 20))
+    assert run.state == chain_run_pb2.RUN_STATE_FAILED
+    reasons = {from_status(each.error).reason for each in run.steps if each.HasField("error")}
+    assert reasons == {"INPUT_INVALID"}
+    assert run.ByteSize() < 4 << 20
+
+
+async def test_large_executions_are_listed_in_pages(admin: Caller) -> None:
+    await admin.create(
+        "test.it",
+        "def main():\n    return 'x' * 1_000_000\n",
+        limits=function_pb2.FunctionLimits(max_output_bytes=2 << 20),
+    )
+    wanted = [(await admin.execute("test.it")).execution_id for _ in range(5)]
+    request = function_pb2.ListExecutionsRequest(page_size=1000)
+    found: list[str] = []
+    while True:
+        answer = await admin.stub.ListExecutions(request, metadata=admin.metadata)
+        found += [execution.execution_id for execution in answer.executions]
+        request.page_token = answer.next_page_token
+        if not request.page_token:
+            break
+    assert found == wanted[::-1]
+
+
+async def test_names_that_cannot_be_are_not_found(
+    redis: Redis, shared_valkey: str, database_url: str
+) -> None:
+    async with run_world(shared_valkey, database_url=database_url) as world:
+        admin = world.admin
+        await admin.create("test.it", NOTHING)
+        stub, metadata = admin.stub, admin.metadata
+        for call in (
+            stub.GetExecution(
+                function_pb2.GetExecutionRequest(execution_id="a\0"), metadata=metadata
+            ),
+            stub.GetFunction(
+                function_pb2.GetFunctionRequest(name="test.it", version="a\0"), metadata=metadata
+            ),
+            ChainServiceStub(admin.channel).GetChain(
+                chain_run_pb2.GetChainRequest(run_id="a\0"), metadata=metadata
+            ),
+        ):
+            assert (await refused(call)).code is grpc.StatusCode.NOT_FOUND
+        executions = function_pb2.ListExecutionsRequest()
+        executions.page_token = token_of(executions, "a\0")
+        versions = pb.ListAgentDefinitionVersionsRequest(definition_id="it")
+        versions.page_token = token_of(versions, "9999999999")
+        for call in (
+            stub.ListExecutions(executions, metadata=metadata),
+            admin.registry.ListAgentDefinitionVersions(versions, metadata=metadata),
+        ):
+            assert (await refused(call)).reason == "PAGE_TOKEN_INVALID"

@@ -51,7 +51,8 @@ def token_place(request: Any) -> str:
     if not request.page_token:
         return ""
     digest, _, place = request.page_token.partition(":")
-    if digest != _digest(request) or not place:
+    # PostgreSQL's text holds no zero bytes, and nothing that there is has any in its name.
+    if digest != _digest(request) or not place or "\0" in place:
         raise token_invalid()
     return str(place)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Value
 
 from bxmesh.agent.v1 import chain_run_pb2 as pb
 from bxmesh.agent.v1.chain_work_pb2 import ChainWork
@@ -22,7 +23,7 @@ from bxmesh.server.chains.store import ENDED, ChainStore, RunEndedError
 from bxmesh.server.definitions.checks import MOST_DEPTH
 from bxmesh.server.errors import MeshError, deadline_exceeded, internal
 from bxmesh.server.json_schemas import SchemaError, find_misfit
-from bxmesh.server.json_values import NotJsonError, json_of, value_of
+from bxmesh.server.json_values import NotJsonError, TooLargeError, json_of, value_of
 from bxmesh.server.security.on_behalf import Deputy
 from bxmesh.server.streams import WorkContext
 from bxmesh.server.streams.backoff import retry_delay
@@ -37,8 +38,9 @@ _log = logging.getLogger(__name__)
 _STEP_SECONDS = 3600.0
 _MOST_AT_A_TIME = 16
 _TOKEN_SECONDS = 3600.0
-# What steps answer may be as much together.
-_MOST_OUTPUT_BYTES = 3 << 20
+# What a run is given, and what its steps take and answer, may be as much together: it is read in one
+# message.
+_MOST_BYTES = 7 << 19
 
 
 def run_cancelled() -> MeshError:
@@ -121,13 +123,14 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.input = json_of(self.run.input)
+        self.size = self.run.chain.ByteSize() + self.run.input.ByteSize()
         self.connection = _Connection(self.deputy, self.work.caller)
         for place, step in enumerate(self.run.steps):
             self.steps[step.step_id] = step
             self.places[step.step_id] = place
+            self.size += step.input.ByteSize() + step.output.ByteSize()
             if step.state == pb.RUN_STATE_COMPLETED:
                 self.outputs[step.step_id] = json_of(step.output)
-                self.size += step.output.ByteSize()
 
     async def go(self) -> None:
         """Goes on to the end."""
@@ -188,7 +191,7 @@ class _Run:
                 value = await asyncio.to_thread(self.graph.input_of, name, self.input, self.outputs)
             else:
                 value = self.graph.input_of(name, self.input, self.outputs)
-            self.steps[name].input.CopyFrom(value_of(value))
+            self.steps[name].input.CopyFrom(self._kept(value))
         except NotJsonError as error:
             self._fail(name, internal(str(error), reason="INPUT_INVALID"))
             return
@@ -199,6 +202,18 @@ class _Run:
         self.steps[name].start_time.GetCurrentTime()
         self._mark(name, pb.RUN_STATE_RUNNING)
         self.due.append(step)
+
+    def _kept(self, value: Any) -> Value:
+        """Raises NotJsonError also for what the run has no room for."""
+        left = _MOST_BYTES - self.size
+        try:
+            kept = value_of(value, left)
+            if (size := kept.ByteSize()) > left:
+                raise TooLargeError("", "is too large")
+        except TooLargeError:
+            raise TooLargeError("", f"makes the run larger than {_MOST_BYTES} bytes") from None
+        self.size += size
+        return kept
 
     async def _attempts(self, step: Step) -> tuple[Any, str]:
         record = self.steps[step.step_id]
@@ -266,11 +281,10 @@ class _Run:
         if error is None:
             value, step.agent_id = task.result()
             try:
-                step.output.CopyFrom(value_of(value, _MOST_OUTPUT_BYTES - self.size))
+                step.output.CopyFrom(self._kept(value))
             except NotJsonError as problem:
                 self._fail(name, internal(str(problem), reason="OUTPUT_INVALID"))
                 return
-            self.size += step.output.ByteSize()
             self.outputs[name] = value
             step.ClearField("error")
             self._mark(name, pb.RUN_STATE_COMPLETED)
@@ -329,7 +343,7 @@ class _Run:
             return
         try:
             value = await asyncio.to_thread(self.graph.output_of, self.input, self.outputs)
-            self.run.output.CopyFrom(value_of(value))
+            self.run.output.CopyFrom(self._kept(value))
             await asyncio.to_thread(self._check_output, value)
         except (NotJsonError, MeshError) as problem:
             self.run.ClearField("output")

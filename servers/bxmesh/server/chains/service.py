@@ -51,6 +51,8 @@ _OUTCOME_SECONDS = 86400.0
 _LOOK_SECONDS = 2.0
 _DEFAULT_PAGE = 100
 _MOST_PAGE_BYTES = 2 << 20
+# With their inputs and outputs they may be large.
+_ROWS_AT_ONCE = 20
 
 
 def chain_queue_options(settings: Settings) -> QueueOptions:
@@ -194,26 +196,29 @@ class ChainService:
         """Lists runs, the newest first."""
         identity = current_identity()
         size = request.page_size or _DEFAULT_PAGE
-        found = await self._mesh.store.page(
-            token_place(request),
-            size + 1,
-            owner="" if may_change(identity) else identity.id,
-            definition_id=request.definition_id,
-            states=list(request.states),
-        )
+        place = token_place(request)
         page: list[pb.ChainRun] = []
         room = _MOST_PAGE_BYTES
-        for run in found[:size]:
-            run.ClearField("input")
-            run.ClearField("output")
-            room -= run.ByteSize()
-            if page and room < 0:
-                break
-            page.append(run)
-        more = len(page) < len(found)
-        return pb.ListChainsResponse(
-            runs=page, next_page_token=token_of(request, page[-1].run_id) if more else ""
-        )
+        while True:
+            found = await self._mesh.store.page(
+                place,
+                _ROWS_AT_ONCE,
+                owner="" if may_change(identity) else identity.id,
+                definition_id=request.definition_id,
+                states=list(request.states),
+            )
+            for run in found:
+                run.ClearField("input")
+                run.ClearField("output")
+                room -= run.ByteSize()
+                if page and (len(page) == size or room < 0):
+                    return pb.ListChainsResponse(
+                        runs=page, next_page_token=token_of(request, place)
+                    )
+                page.append(run)
+                place = run.run_id
+            if len(found) < _ROWS_AT_ONCE:
+                return pb.ListChainsResponse(runs=page)
 
     async def CancelChain(
         self, request: pb.CancelChainRequest, context: Context

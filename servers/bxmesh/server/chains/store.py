@@ -103,6 +103,9 @@ class ChainStore:
 
     async def get(self, run_id: str) -> pb.ChainRun:
         """Returns a run with its steps; raises MeshError NOT_FOUND."""
+        if "\0" in run_id:
+            # PostgreSQL's text holds none.
+            raise no_such_run(run_id)
 
         def get(connection: Connection) -> pb.ChainRun:
             row = connection.execute(_ONE, {"run": run_id}).one_or_none()

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from google.protobuf.message import Message
+
 from bxmesh.registry.v1 import agent_definition_pb2 as pb
 from bxmesh.registry.v1 import chain_pb2
 from bxmesh.registry.v1.schema_pb2 import Schema
@@ -30,6 +32,8 @@ __all__ = [
 
 MOST_DEPTH = 32
 """How many steps may come one after another."""
+# What is read in lists, and by all who follow, must fit into a message with room to spare.
+_MOST_BYTES = 1 << 20
 
 
 async def check_definition(
@@ -38,6 +42,7 @@ async def check_definition(
     """Raises MeshError INVALID_ARGUMENT that names the field: of a tool that there is not or that the
     caller does not see (TOOL_UNKNOWN), a schema that cannot be used (SCHEMA_INVALID), a chain that
     cannot run, and two behaviours at once (BEHAVIOUR_AMBIGUOUS)."""
+    _check_size(definition, "definition")
     has_model = bool(definition.model.model)
     behaviours = [
         name
@@ -84,6 +89,7 @@ async def check_chain(
     field: str = "chain",
 ) -> ChainGraph:
     """Returns a chain that can run; raises MeshError INVALID_ARGUMENT that names what is wrong."""
+    _check_size(chain, field)
     for name in ("input_schema", "output_schema"):
         await asyncio.to_thread(_check_schema, f"{field}.{name}", getattr(chain, name))
     graph = await asyncio.to_thread(ChainGraph.of, chain, max_depth=max_depth, field=field)
@@ -156,6 +162,14 @@ async def _function(text: str, field: str, functions: Functions, identity: Ident
         raise invalid_argument(
             field, f"there is no function {text}", reason="TOOL_UNKNOWN", tool=text
         ) from None
+
+
+def _check_size(message: Message, field: str) -> None:
+    size = message.ByteSize()
+    if size > _MOST_BYTES:
+        raise invalid_argument(
+            field, f"has {size} bytes; at most {_MOST_BYTES} may be", reason="TOO_LARGE"
+        )
 
 
 def _check_model(model: pb.ModelSettings) -> None:

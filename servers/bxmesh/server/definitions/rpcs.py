@@ -154,7 +154,12 @@ class DefinitionRpcs:
         """Lists the versions of a definition, the newest first."""
         size = min(request.page_size or _DEFAULT_PAGE, _ROWS_AT_ONCE)
         place = token_place(request) or str(_MOST_VERSION)
-        if not (place.isascii() and place.isdigit() and len(place) <= len(str(_MOST_VERSION))):
+        if not (
+            place.isascii()
+            and place.isdigit()
+            and len(place) <= len(str(_MOST_VERSION))
+            and int(place) <= _MOST_VERSION
+        ):
             raise token_invalid()
         found = await self._definitions.store.versions(request.definition_id, int(place), size + 1)
         page: list[pb.AgentDefinition] = []

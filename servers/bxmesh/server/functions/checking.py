@@ -24,6 +24,8 @@ __all__ = ["Checks", "checked_input", "checked_output"]
 
 _MOST_PROBLEMS = 10
 _TRIAL_SECONDS = 10.0
+# What is read in lists must fit into a message with room to spare.
+_MOST_BYTES = 2 << 20
 # The sandbox takes it, and its type checker does not.
 _FUTURE = re.compile(r"^from __future__ import [\w ,]+", re.MULTILINE)
 
@@ -52,6 +54,10 @@ class Checks:
         """Raises MeshError INVALID_ARGUMENT, whose violations name the places, for a function that
         does not parse, import, type or run on its example as it says."""
         engine = self.engine(function)
+        if (size := function.ByteSize()) > _MOST_BYTES:
+            raise invalid_argument(
+                "function", f"has {size} bytes; at most {_MOST_BYTES} may be", reason="TOO_LARGE"
+            )
         require_allowed(function.limits, "function.limits")
         schemas = [
             Problem("SCHEMA_INVALID", field, str(problem))

@@ -35,6 +35,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _DEFAULT_PAGE = 100
 _MOST_PAGE_BYTES = 2 << 20
+# With their outputs they may be large.
+_ROWS_AT_ONCE = 20
 _LOOK_SECONDS = 0.1
 _CANCEL_SECONDS = 5.0
 _MARGIN_SECONDS = 5.0
@@ -160,26 +162,28 @@ class ExecutionRpcs:
         """Lists executions, the newest first."""
         identity = current_identity()
         size = request.page_size or _DEFAULT_PAGE
-        found = await self._mesh.history.page(
-            token_place(request),
-            size + 1,
-            owner="" if may_change(identity) else identity.id,
-            name=request.function_name,
-            version=request.function_version,
-            states=list(request.states),
-        )
+        place = token_place(request)
         page: list[pb.Execution] = []
         room = _MOST_PAGE_BYTES
-        for execution in found[:size]:
-            room -= execution.ByteSize()
-            if page and room < 0:
-                break
-            page.append(execution)
-        more = len(page) < len(found)
-        return pb.ListExecutionsResponse(
-            executions=page,
-            next_page_token=token_of(request, page[-1].execution_id) if more else "",
-        )
+        while True:
+            found = await self._mesh.history.page(
+                place,
+                _ROWS_AT_ONCE,
+                owner="" if may_change(identity) else identity.id,
+                name=request.function_name,
+                version=request.function_version,
+                states=list(request.states),
+            )
+            for execution in found:
+                room -= execution.ByteSize()
+                if page and (len(page) == size or room < 0):
+                    return pb.ListExecutionsResponse(
+                        executions=page, next_page_token=token_of(request, place)
+                    )
+                page.append(execution)
+                place = execution.execution_id
+            if len(found) < _ROWS_AT_ONCE:
+                return pb.ListExecutionsResponse(executions=page)
 
     async def CancelExecution(
         self, request: pb.CancelExecutionRequest, context: Context

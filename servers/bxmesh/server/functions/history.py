@@ -87,6 +87,9 @@ class History(Background):
 
     async def get(self, execution_id: str) -> Record:
         """Returns an execution; raises MeshError NOT_FOUND, and UNAVAILABLE without the database."""
+        if "\0" in execution_id:
+            # PostgreSQL's text holds none.
+            raise no_such_execution(execution_id)
         record = await self._look(execution_id)
         if record is None:
             # Another server may be about to write it.
@@ -119,7 +122,7 @@ class History(Background):
         """Returns executions, the newest first, without what they printed; those older than
         `before`, unless it is empty."""
         await self._flush()
-        query = select(EXECUTIONS).order_by(_C.execution_id.desc()).limit(count)
+        query = select(_C.execution).order_by(_C.execution_id.desc()).limit(count)
         for wanted, column in (
             (owner, _C.owner),
             (name, _C.function_name),
@@ -132,8 +135,7 @@ class History(Background):
         if before:
             query = query.where(_C.execution_id < before)
         async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).all()
-        return [pb.Execution.FromString(row.execution) for row in rows]
+            return [pb.Execution.FromString(row) for row in await connection.scalars(query)]
 
     async def statistics(self, name: str, version: str) -> Statistics:
         """Returns the figures of a function; of all its versions when that is empty."""

@@ -164,9 +164,13 @@ class FunctionStore:
 
     async def _take_name(self, connection: AsyncConnection, name: str, identity: Identity) -> None:
         count = await connection.scalar(select(func.count()).select_from(FUNCTIONS))
-        if count is not None and count >= _MOST_FUNCTIONS:
-            await self._require_owner(connection, name, identity)
-            return
+        known = await connection.scalar(select(FUNCTIONS.c.owner).where(FUNCTIONS.c.name == name))
+        if known is None and count is not None and count >= _MOST_FUNCTIONS:
+            raise MeshError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "TOO_MANY_FUNCTIONS",
+                f"There are {count} functions. No more are stored.",
+            )
         try:
             async with connection.begin_nested():
                 await connection.execute(insert(FUNCTIONS).values(name=name, owner=identity.id))
@@ -236,6 +240,9 @@ class FunctionStore:
             )
 
     async def _find(self, connection: AsyncConnection, name: str, wanted: str) -> Stored:
+        if "\0" in wanted:
+            # PostgreSQL's text holds none.
+            raise no_such_function(name, wanted)
         if is_version(wanted):
             condition = _VERSIONS.version == wanted
         elif wanted.startswith("sha256:"):
