@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import attrs
 import jsonschema
 import re2
 from google.protobuf import json_format
@@ -23,6 +24,8 @@ __all__ = ["Misfit", "SchemaError", "find_misfit", "require_usable"]
 # Keywords that are looked at: so many, and so many more for each byte. A reference costs more.
 _STEPS = 3_000
 _MOST_STEPS = 300_000
+# Looking whether a schema is one takes longer for each.
+_SCHEMA_STEPS = 60_000
 _REFERENCES = ("$ref", "$dynamicRef")
 _STEPS_OF_REFERENCE = 5
 # Keywords within keywords. Python's own end comes soon after, and what the checker is built on does
@@ -87,9 +90,8 @@ def require_usable(schema: Schema) -> None:
     except ValueError:
         raise SchemaError("it has a number that JSON does not have") from None
     try:
-        _steps.give(_MOST_STEPS)
-        _Bounded.check_schema(content)
-    except jsonschema.SchemaError as error:
+        _check_schema(content)
+    except jsonschema.ValidationError as error:
         path = ".".join(map(str, error.absolute_path))
         raise SchemaError(f"{path or 'it'}: {error.message}"[:200]) from None
     except Exception as error:
@@ -159,10 +161,16 @@ _validators = _Validators()
 
 def _validator(key: bytes) -> Validator:
     schema = json_format.MessageToDict(Schema.FromString(key).json_schema)
-    _steps.give(_MOST_STEPS)
-    _Bounded.check_schema(schema)
+    _check_schema(schema)
     validator: Validator = _Bounded(schema, registry=Registry())
     return validator
+
+
+def _check_schema(schema: Any) -> None:
+    """What `Validator.check_schema` does, which does it without bounds."""
+    _steps.give(_SCHEMA_STEPS)
+    for problem in _Bounded(_Bounded.META_SCHEMA).iter_errors(schema):
+        raise problem
 
 
 @lru_cache(_MOST_PATTERNS)
@@ -276,3 +284,11 @@ _Bounded: Any = _extend(
     jsonschema.Draft202012Validator,
     {name: _bounded(name, keyword) for name, keyword in _keywords.items()},
 )
+
+
+def _evolve(validator: Any, **changes: Any) -> Any:
+    return attrs.evolve(validator, **changes)
+
+
+# By itself it would take another class for whatever says `$schema`, and leave the bounds behind.
+_Bounded.evolve = _evolve
