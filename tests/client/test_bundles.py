@@ -45,7 +45,7 @@ async def test_content_that_would_expire_too_early_is_sent_again(server, mesh):
         ("a.cif", b"data_x\nloop_\n_atom_site.id\n1\n", "macromolecule"),
         ("a.cif", b"data_x\nloop_\n_refln.index_h\n1\n", "reflections"),
         ("a.cif", b"data_comp_LIG\nloop_\n_chem_comp_atom.comp_id\nLIG\n", "restraints"),
-        ("a.cif.gz", gzip.compress(b"data_x\nloop_\n_atom_site.id\n1\n"), "macromolecule"),
+        ("a.cif.gz", gzip.compress(b"data_x\nloop_\n_atom_site.id\n1\n", mtime=0), "macromolecule"),
     ],
 )
 async def test_kind_is_guessed(mesh, tmp_path, name, content, kind):
