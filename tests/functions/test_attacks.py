@@ -16,11 +16,14 @@ from bxmesh.agent.v1.chain_service_pb2_grpc import ChainServiceStub
 from bxmesh.client.errors import from_status
 from bxmesh.registry.v1 import agent_definition_pb2 as pb
 from bxmesh.registry.v1.schema_pb2 import Schema
+from bxmesh.security.v1 import credential_pb2
+from bxmesh.security.v1.visibility_pb2 import VISIBILITY_ALL
 from bxmesh.server.json_schemas import SchemaError, find_misfit
 from bxmesh.server.pages import token_of
-from tests.functions.mesh import COMPLETED, Caller, refused, schema, struct
+from tests.functions.mesh import COMPLETED, FAILED, Caller, World, refused, schema, struct
 from tests.functions.mesh import world as run_world
 from tests.functions.test_chains import Chains, chain, step
+from tests.functions.test_durable import FAIL, end_of, retries
 
 SECONDS = 20.0
 NOTHING = "def main(**fields):\n    return 1\n"
@@ -174,3 +177,82 @@ async def test_names_that_cannot_be_are_not_found(
             admin.registry.ListAgentDefinitionVersions(versions, metadata=metadata),
         ):
             assert (await refused(call)).reason == "PAGE_TOKEN_INVALID"
+
+
+async def test_work_ends_with_the_token_that_began_it(world: World) -> None:
+    caller = await world.caller(
+        "alice", "function_write", "function_execute", "function_read", "registry_read"
+    )
+    await caller.create(
+        "test.it",
+        "import asyncio\nimport mesh\n\n"
+        "async def main():\n    await asyncio.sleep(1)\n    return await mesh.discover('a.b')\n",
+        is_async=True,
+        allowed_imports=["asyncio"],
+        host_functions=["mesh.discover"],
+    )
+    issued = await world.security.IssueToken(
+        credential_pb2.IssueTokenRequest(), metadata=caller.metadata
+    )
+    by_token = Caller(world.channel, (("authorization", f"Bearer {issued.token}"),))
+    running = asyncio.create_task(by_token.execute("test.it"))
+    await asyncio.sleep(0.3)
+    await world.security.RevokeToken(
+        credential_pb2.RevokeTokenRequest(token_id=issued.token_id), metadata=caller.metadata
+    )
+    execution = await running
+    assert execution.state == FAILED
+    assert "TOKEN_REVOKED" in execution.error.message
+    assert (await caller.execute("test.it")).state == COMPLETED
+
+
+async def test_work_does_not_run_other_code_under_the_same_version(world: World) -> None:
+    owner, caller = await world.caller("bob"), await world.caller("alice")
+    await owner.create("test.it", FAIL, visibility=VISIBILITY_ALL)
+    policy = retries(20)
+    policy.initial_backoff.FromMilliseconds(500)
+    policy.max_backoff.FromMilliseconds(500)
+    begun = await caller.execute(
+        "test.it", version="1.0.0", durable=True, detach=True, retry_policy=policy
+    )
+    await asyncio.sleep(0.3)
+    await owner.stub.DeleteFunction(
+        function_pb2.DeleteFunctionRequest(name="test.it"), metadata=owner.metadata
+    )
+    await owner.create("test.it", NOTHING, visibility=VISIBILITY_ALL, version="1.0.0")
+    assert (await end_of(caller, begun.execution_id)).state == FAILED
+
+
+async def test_an_alias_that_is_gone_keeps_no_version(admin: Caller) -> None:
+    await admin.create("test.it", NOTHING, aliases=["beta"])
+    await admin.create("test.it", "def main():\n    return 2\n")
+    rule = pb.MessageRule(message_type="x", call=pb.ToolReference(function="test.it@beta"))
+    await admin.registry.CreateAgentDefinition(
+        pb.CreateAgentDefinitionRequest(
+            definition=pb.AgentDefinition(definition_id="it", rules=[rule])
+        ),
+        metadata=admin.metadata,
+    )
+    await admin.registry.SetAgentDefinitionState(
+        pb.SetAgentDefinitionStateRequest(definition_id="it", state=pb.DEFINITION_STATE_ACTIVE),
+        metadata=admin.metadata,
+    )
+    deletion = function_pb2.DeleteFunctionRequest(name="test.it", version="1.0.0")
+    error = await refused(admin.stub.DeleteFunction(deletion, metadata=admin.metadata))
+    assert error.reason == "FUNCTION_IN_USE"
+    await admin.stub.UpdateFunctionAlias(
+        function_pb2.UpdateFunctionAliasRequest(name="test.it", alias="beta"),
+        metadata=admin.metadata,
+    )
+    await admin.stub.DeleteFunction(deletion, metadata=admin.metadata)
+
+
+async def test_a_repeated_request_is_answered_after_its_function(admin: Caller) -> None:
+    await admin.create("test.it", NOTHING)
+    first = await admin.execute("test.it", request_id="r1")
+    await admin.stub.DeleteFunction(
+        function_pb2.DeleteFunctionRequest(name="test.it"), metadata=admin.metadata
+    )
+    again = await admin.execute("test.it", request_id="r1")
+    assert again.execution_id == first.execution_id
+    assert again.output == first.output

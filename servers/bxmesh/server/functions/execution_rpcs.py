@@ -131,7 +131,8 @@ class ExecutionRpcs:
         work = FunctionWork(
             execution_id=execution.execution_id,
             name=execution.function_name,
-            version=execution.function_version,
+            # A version that is deleted may come again with other code.
+            version=plan.stored.function.digest,
             input=request.input,
             limits=request.limits,
             retry_policy=request.retry_policy,
@@ -257,7 +258,7 @@ class ExecutionRpcs:
             if error.reason != "EXECUTION_NOT_FOUND":
                 raise
             raise _server_lost() from error
-        if not request.detach:
+        if not (request.detach or record.ended):
             stored = await self._mesh.cache.seen(
                 record.execution.function_name,
                 record.execution.function_version,

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from bxmesh.agent.v1 import function_pb2 as pb
 from bxmesh.server.database import Database
-from bxmesh.server.errors import failed_precondition, invalid_argument
+from bxmesh.server.errors import MeshError, failed_precondition, invalid_argument
 from bxmesh.server.functions.cache import FunctionCache
 from bxmesh.server.functions.checking import Checks
 from bxmesh.server.functions.container import find_container
@@ -229,15 +229,24 @@ class FunctionService(ExecutionRpcs):
         mesh = self._mesh
         await self._seen(request.name, request.version)
         for user, version in await mesh.users(request.name):
-            if request.version:
-                used = await mesh.store.get(request.name, version)
-                if used.function.version != request.version:
-                    continue
+            if request.version and not await self._means(request, version):
+                continue
             raise failed_precondition(
                 f"The active definition {user} uses {request.name}. Drain it first.",
                 reason="FUNCTION_IN_USE",
                 subject=user,
             )
+
+    async def _means(self, request: pb.DeleteFunctionRequest, version: str) -> bool:
+        """Whether a version, digest or alias is the version of the request."""
+        try:
+            used = await self._mesh.store.get(request.name, version)
+        except MeshError as error:
+            if error.code is not grpc.StatusCode.NOT_FOUND:
+                raise
+            # The alias was removed meanwhile.
+            return False
+        return used.function.version == request.version
 
     async def _seen(self, name: str, wanted: str) -> Stored:
         return await self._mesh.cache.seen(name, wanted, current_identity())

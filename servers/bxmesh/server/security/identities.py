@@ -38,12 +38,19 @@ class Identity:
     """Its roles, for policies; what they allow is in the permissions already."""
     credential: str = ""
     """The name of the credential: an API key's key_id, a token's jti or a certificate's SAN."""
+    issued_by: str = ""
+    """By which credentials a token was issued, with spaces between them: it ends with any of them."""
     expires: float = float("inf")
     """When the credential ends, in seconds since 1970."""
     rate_limit: RateLimit | None = field(default=None, compare=False)
     """The credential's own rate limit instead of the policy's."""
     on_use: OnUse = field(default=_not_counted, repr=False, compare=False)
     """Is told of permissions that a handler asks for."""
+
+    @property
+    def credentials(self) -> str:
+        """Its credential, and those that this ends with."""
+        return f"{self.credential} {self.issued_by}".strip()
 
     def may(self, permission: str) -> bool:
         """Returns whether it has a permission."""

@@ -26,7 +26,7 @@ def caller_of(identity: Identity) -> OnBehalfOf:
     """Returns what must be kept of a caller to act for it later."""
     return OnBehalfOf(
         identity_id=identity.id,
-        credential=identity.credential,
+        credential=identity.credentials,
         permissions=sorted(identity.permissions),
     )
 

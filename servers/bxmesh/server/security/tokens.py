@@ -7,7 +7,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, NoReturn
 
@@ -67,7 +67,7 @@ class Tokens:
             "nbf": now,
             "exp": expires,
             "perm": sorted(permissions),
-            "cred": identity.credential,
+            "cred": identity.credentials,
             "born": _born(self._directory, identity.id),
         }
         token = jwt.encode(claims, private, _ALGORITHM, {"kid": key_id})
@@ -98,7 +98,8 @@ class _Verified:
     token_id: str
     expires: float
     permissions: frozenset[str] | None
-    credential: str
+    credentials: tuple[str, ...]
+    """By which it was issued, the first one last."""
     born: str
 
 
@@ -148,17 +149,25 @@ class TokenAuthenticator:
     def _resolve(self, verified: _Verified) -> Identity | None:
         if (
             self._mirror.get(REVOKED_TOKEN, verified.token_id) is not None
-            or not self._directory.credential_valid(verified.credential)
+            or not all(map(self._holds, verified.credentials))
             or _born(self._directory, verified.subject) != verified.born
         ):
             return None
-        return self._directory.resolve(
+        identity = self._directory.resolve(
             verified.subject,
             verified.permissions,
             _CREDENTIAL + verified.token_id,
             verified.expires,
-            self._directory.rate_limit_of(verified.credential),
+            self._directory.rate_limit_of(verified.credentials[-1]),
         )
+        return identity and replace(identity, issued_by=" ".join(verified.credentials))
+
+    def _holds(self, credential: str) -> bool:
+        """Whether what a token was issued by has not been ended."""
+        token_id = credential.removeprefix(_CREDENTIAL)
+        if token_id != credential:
+            return self._mirror.get(REVOKED_TOKEN, token_id) is None
+        return self._directory.credential_valid(credential)
 
     def _verify(self, token: str) -> _Verified:
         try:
@@ -206,7 +215,7 @@ def _read(claims: dict[str, Any]) -> _Verified:
         token_id,
         float(expires),
         None if everything else frozenset(permissions),
-        credential,
+        tuple(credential.split()) or ("",),
         born,
     )
 
