@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -256,3 +257,21 @@ async def test_a_repeated_request_is_answered_after_its_function(admin: Caller) 
     again = await admin.execute("test.it", request_id="r1")
     assert again.execution_id == first.execution_id
     assert again.output == first.output
+
+
+async def test_servers_share_a_directory(redis: Redis, shared_valkey: str, short_dir: Path) -> None:
+    async with run_world(shared_valkey, short_dir) as one:
+        left = one.server.settings.run_dir / "inside-4194304-00000000.sock"
+        left.touch()
+        admin_listen = f"unix:{short_dir}/other"
+        async with run_world(shared_valkey, short_dir, admin_listen=admin_listen) as other:
+            assert not left.exists()
+            for world in (one, other):
+                await world.admin.create(
+                    "test.it",
+                    "import mesh\n\nasync def main():\n    return await mesh.discover('a.b')\n",
+                    is_async=True,
+                    host_functions=["mesh.discover"],
+                )
+                assert (await world.admin.execute("test.it")).state == COMPLETED
+    assert not list(one.server.settings.run_dir.glob("inside-*"))

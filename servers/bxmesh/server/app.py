@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
@@ -42,7 +45,7 @@ from bxmesh.server.geometry.routing import Router
 from bxmesh.server.geometry.service import GeometryService
 from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.health import Health
-from bxmesh.server.listening import add_port, write_server_file
+from bxmesh.server.listening import add_port, remove_sockets_of_the_dead, write_server_file
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.occupation import Work
 from bxmesh.server.reflection import add_reflection
@@ -92,6 +95,9 @@ class MeshServer:
         self.activity: Activity = OFF
         self.database: Database | None = None
         self._agents = LiveAgents(redis)
+        # Several servers may share a directory.
+        self.inside = f"unix:{settings.run_dir}/inside-{os.getpid()}-{secrets.token_hex(4)}.sock"
+        """Where this process reaches its own services, whatever it listens on."""
 
     async def stopped(self, worker_id: str, work: Work, error: MeshError) -> None:
         """Tells why a worker is stopped at a piece of work. Raises what Redis raises."""
@@ -174,7 +180,10 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     server.admin_address = add_port(
         admin, settings.admin_listen or f"unix:{settings.run_dir}/admin.sock", settings
     )
-    add_port(grpc_server, _inside(settings), settings, inside=True)
+    remove_sockets_of_the_dead(settings.run_dir)
+    inside = Path(server.inside.removeprefix("unix:"))
+    stack.callback(inside.unlink, missing_ok=True)
+    add_port(grpc_server, server.inside, settings, inside=True)
     await grpc_server.start()
     await admin.start()
     await health.check()
@@ -186,11 +195,6 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     for drain in drains:
         stack.callback(drain)
     _in_background(stack, health.run)
-
-
-def _inside(settings: Settings) -> str:
-    """Where this process reaches its own services, whatever it listens on."""
-    return f"unix:{settings.run_dir}/inside.sock"
 
 
 async def _add_services(
@@ -235,7 +239,7 @@ async def _add_services(
         visible = VisibleFunctions(functions)
         definitions = DefinitionStore(database)
         delegation = by_directory(secured.mesh.directory)
-        inside = await stack.enter_async_context(deputy(secured.mesh.tokens, _inside(settings)))
+        inside = await stack.enter_async_context(deputy(secured.mesh.tokens, server.inside))
     if "registry" in settings.services:
         directory = secured.mesh.directory
         bell = await stack.enter_async_context(ChangeBell(redis, "definitions"))

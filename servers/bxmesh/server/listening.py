@@ -74,6 +74,25 @@ def write_server_file(settings: Settings, address: str, admin_address: str) -> P
     return path
 
 
+def remove_sockets_of_the_dead(folder: Path) -> None:
+    """Removes what servers left that were killed: `inside-PID-….sock`."""
+    for path in folder.glob("inside-*.sock"):
+        pid = path.name.split("-")[1]
+        if pid.isdigit() and not _alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # It is another user's.
+        return True
+    return True
+
+
 def _tls(settings: Settings) -> grpc.ServerCredentials | None:
     paths = settings.certificate_paths
     if paths is None:
