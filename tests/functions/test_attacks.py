@@ -14,20 +14,33 @@ from redis.asyncio import Redis
 
 from bxmesh.agent.v1 import chain_run_pb2, function_pb2
 from bxmesh.agent.v1.chain_service_pb2_grpc import ChainServiceStub
-from bxmesh.client.errors import from_status
+from bxmesh.client.errors import from_rpc_error, from_status
 from bxmesh.registry.v1 import agent_definition_pb2 as pb
 from bxmesh.registry.v1.schema_pb2 import Schema
 from bxmesh.security.v1 import credential_pb2
 from bxmesh.security.v1.visibility_pb2 import VISIBILITY_ALL
+from bxmesh.server.definitions import store
+from bxmesh.server.functions.slots import FairSlots
 from bxmesh.server.json_schemas import SchemaError, find_misfit
 from bxmesh.server.pages import token_of
-from tests.functions.mesh import COMPLETED, FAILED, Caller, World, refused, schema, struct
+from bxmesh.server.streams import queue
+from tests.functions.mesh import (
+    COMPLETED,
+    FAILED,
+    PENDING,
+    Caller,
+    World,
+    refused,
+    schema,
+    struct,
+)
 from tests.functions.mesh import world as run_world
 from tests.functions.test_chains import Chains, chain, step
-from tests.functions.test_durable import FAIL, end_of, retries
+from tests.functions.test_durable import FAIL, end_of, look, retries
 
 SECONDS = 20.0
 NOTHING = "def main(**fields):\n    return 1\n"
+SLEEP = "import asyncio\n\nasync def main():\n    await asyncio.sleep(0.3)\n"
 LOOPS: dict[str, dict[str, Any]] = {
     "ref": {"$ref": "#"},
     "all of ref": {"allOf": [{"$ref": "#"}]},
@@ -275,3 +288,72 @@ async def test_servers_share_a_directory(redis: Redis, shared_valkey: str, short
                 )
                 assert (await world.admin.execute("test.it")).state == COMPLETED
     assert not list(one.server.settings.run_dir.glob("inside-*"))
+
+
+async def test_nobody_waits_behind_all_that_another_began(redis: Redis, shared_valkey: str) -> None:
+    async with run_world(shared_valkey, function_workers=1, function_queue=20) as world:
+        busy, other = await world.caller("bob"), await world.caller("carol")
+        await busy.create("test.it", SLEEP, is_async=True, allowed_imports=["asyncio"])
+        await other.create("test.other", NOTHING)
+        waiting = [asyncio.create_task(busy.execute("test.it")) for _ in range(20)]
+        await asyncio.sleep(0.2)
+        assert (await other.execute("test.other")).state == COMPLETED
+        assert sum(not each.done() for each in waiting) > 5
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        reasons = {
+            from_rpc_error(answer).reason
+            for answer in answers
+            if isinstance(answer, grpc.aio.AioRpcError)
+        }
+        assert reasons == {"TOO_MANY_EXECUTIONS"}
+
+
+async def test_who_waits_no_longer_has_no_turn() -> None:
+    slots = FairSlots(1)
+    await slots.acquire("a")
+    first, second = (asyncio.create_task(slots.acquire(owner)) for owner in ("a", "b"))
+    await asyncio.sleep(0)
+    assert (slots.waiting, slots.waiting_of("b")) == (2, 1)
+    slots.release()
+    # It was just given the place.
+    first.cancel()
+    await second
+    assert slots.waiting == 0
+    slots.release()
+    await asyncio.wait_for(slots.acquire("c"), SECONDS)
+
+
+async def test_an_execution_that_redis_has_lost_ends(
+    world: World, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "_YOUNG_SECONDS", 0.0)
+    admin = world.admin
+    await admin.create("test.it", SLEEP, is_async=True, allowed_imports=["asyncio"])
+    begun = [await admin.execute("test.it", durable=True, detach=True) for _ in range(20)]
+    assert (await look(admin, begun[-1].execution_id)).state == PENDING
+    queues = [key async for key in redis.scan_iter("bxmesh:{work:functions}*")]
+    await redis.delete(*queues)
+    execution = await look(admin, begun[-1].execution_id)
+    assert execution.state == FAILED
+    assert from_status(execution.error).reason == "EXECUTION_LOST"
+
+
+async def test_deleted_definitions_take_no_room(
+    admin: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_MOST_DEFINITIONS", 1)
+    monkeypatch.setattr(store, "_MOST_DELETED", 2)
+    for name in ("a", "b", "c", "d", "a", "e"):
+        await admin.registry.CreateAgentDefinition(
+            pb.CreateAgentDefinitionRequest(definition=pb.AgentDefinition(definition_id=name)),
+            metadata=admin.metadata,
+        )
+        await admin.registry.DeleteAgentDefinition(
+            pb.DeleteAgentDefinitionRequest(definition_id=name), metadata=admin.metadata
+        )
+    watch = admin.registry.WatchAgentDefinitions(
+        pb.WatchAgentDefinitionsRequest(after_revision=1), metadata=admin.metadata
+    )
+    told = [(await watch.read()).definition.definition_id for _ in range(2)]
+    assert told == ["a", "e"]
+    watch.cancel()

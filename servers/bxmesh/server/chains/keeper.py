@@ -13,9 +13,8 @@ from bxmesh.agent.v1 import chain_run_pb2 as pb
 from bxmesh.server.chains.store import ENDED, ChainStore, RunEndedError
 from bxmesh.server.errors import MeshError
 from bxmesh.server.streams import WorkQueue
-from bxmesh.server.streams.connection import redis_errors
 from bxmesh.server.streams.ending import Background
-from bxmesh.server.time_ids import id_at
+from bxmesh.server.time_ids import age_of, id_at
 
 __all__ = ["ChainKeeper"]
 
@@ -54,9 +53,7 @@ class ChainKeeper(Background):
         outcome = await self._queue.outcome(run_id)
         if outcome is not None:
             return MeshError.from_status(outcome.status) if outcome.status.code else None
-        with redis_errors():
-            known = await self._queue.redis.exists(self._queue.keys.request(run_id))
-        if known:
+        if not await self._queue.lost(run_id, age_of(run_id)):
             return None
         # Redis was emptied, or the server that took it was lost before it was queued.
         return MeshError(

@@ -23,6 +23,7 @@ __all__ = ["Change", "DefinitionStore", "no_such_definition"]
 _D, _V = DEFINITIONS.c, DEFINITION_VERSIONS.c
 _COUNTER = "definitions"
 _MOST_DEFINITIONS = 100_000
+_MOST_DELETED = 10_000
 _MOST_VERSIONS = 10_000
 RUNNING = (pb.DEFINITION_STATE_ACTIVE, pb.DEFINITION_STATE_DRAINING)
 """States in which there may be agents."""
@@ -50,11 +51,13 @@ class DefinitionStore:
         async with self._database.writing() as connection:
             revision = await _count(connection)
             known = await self._row(connection, name, deleted=True)
-            count = await connection.scalar(select(func.count()).select_from(DEFINITIONS))
-            if count is not None and count >= _MOST_DEFINITIONS:
-                raise _too_many(f"There are {count} definitions, deleted ones too.")
             if known is not None and not known.deleted:
                 raise _exists(name)
+            count = await connection.scalar(
+                select(func.count()).select_from(DEFINITIONS).where(_D.deleted == 0)
+            )
+            if count is not None and count >= _MOST_DEFINITIONS:
+                raise _too_many(f"There are {count} definitions.")
             if known is not None:
                 await connection.execute(delete(DEFINITIONS).where(_D.definition_id == name))
             try:
@@ -133,6 +136,7 @@ class DefinitionStore:
                 )
             await connection.execute(delete(DEFINITION_VERSIONS).where(_V.definition_id == name))
             await self._set(connection, name, revision, deleted=1, active_version=0)
+            await self._forget_deleted(connection)
 
     async def get(self, name: str, version: int = 0) -> pb.AgentDefinition:
         """Returns a definition in a version, by default the newest; raises MeshError NOT_FOUND."""
@@ -211,6 +215,20 @@ class DefinitionStore:
             return found or 0
 
     # Rows
+
+    async def _forget_deleted(self, connection: AsyncConnection) -> None:
+        """Lets no more stay than those who follow may be behind."""
+        last = await connection.scalar(
+            select(_D.revision)
+            .where(_D.deleted == 1)
+            .order_by(_D.revision.desc())
+            .offset(_MOST_DELETED)
+            .limit(1)
+        )
+        if last is not None:
+            await connection.execute(
+                delete(DEFINITIONS).where(_D.deleted == 1, _D.revision <= last)
+            )
 
     async def _row(
         self, connection: AsyncConnection, name: str, *, deleted: bool = False

@@ -210,7 +210,7 @@ class ExecutionRpcs:
             raise no_such_function(request.name, request.version)
         mesh.checks.engine(stored.function)
         arguments = await checked_input(stored.function, request.input, "input")
-        mesh.executor.require_room()
+        mesh.executor.require_room(identity.id)
         return Plan(
             stored,
             arguments,

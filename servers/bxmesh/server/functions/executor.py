@@ -18,6 +18,7 @@ from bxmesh.server.functions.history import History
 from bxmesh.server.functions.host_functions import HostCalls
 from bxmesh.server.functions.limits import tightest
 from bxmesh.server.functions.records import Record
+from bxmesh.server.functions.slots import FairSlots
 from bxmesh.server.functions.store import Stored
 
 __all__ = ["Executor", "Plan", "cancelled_error", "new_execution"]
@@ -53,16 +54,18 @@ class Executor:
     def __init__(self, checks: Checks, history: History, workers: int, most_waiting: int) -> None:
         self.checks = checks
         self.history = history
-        self._slots = asyncio.Semaphore(workers)
+        self._slots = FairSlots(workers)
         self._most_waiting = most_waiting
-        self._waiting = 0
         self._running: dict[str, asyncio.Task[None]] = {}
 
-    def require_room(self) -> None:
-        """Raises MeshError RESOURCE_EXHAUSTED (TOO_MANY_EXECUTIONS) when too many wait."""
-        if self._waiting >= self._most_waiting:
+    def require_room(self, owner: str) -> None:
+        """Raises MeshError RESOURCE_EXHAUSTED (TOO_MANY_EXECUTIONS) when too many wait, or too many of
+        an owner."""
+        waiting, own = self._slots.waiting, self._slots.waiting_of(owner)
+        # So that nobody has all the room.
+        if waiting >= self._most_waiting or own > self._most_waiting // 2:
             raise resource_exhausted(
-                f"{self._waiting} executions wait already. Try again later.",
+                f"{waiting} executions wait already, {own} of them yours. Try again later.",
                 retry_after=1.0,
                 reason="TOO_MANY_EXECUTIONS",
                 subject="functions",
@@ -82,11 +85,7 @@ class Executor:
             tell(pb.StreamFunctionResponse(printed=text))
 
         async def run() -> None:
-            self._waiting += 1
-            try:
-                await self._slots.acquire()
-            finally:
-                self._waiting -= 1
+            await self._slots.acquire(execution.owner)
             try:
                 execution.state = pb.EXECUTION_STATE_RUNNING
                 execution.start_time.GetCurrentTime()

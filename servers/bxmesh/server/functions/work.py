@@ -32,6 +32,7 @@ from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.streams.keys import reply_channel
 from bxmesh.server.streams.replies import Submission
 from bxmesh.server.streams.settlement import FINAL
+from bxmesh.server.time_ids import age_of
 
 __all__ = ["DurableExecutions", "durable_executions"]
 
@@ -98,16 +99,20 @@ class DurableExecutions:
         """Returns an execution as it stands; writes its end down when whoever ran it could not."""
         if record.ended or not record.durable:
             return record
-        outcome = await self._queue.outcome(record.execution.execution_id)
-        if outcome is None:
+        name = record.execution.execution_id
+        outcome = await self._queue.outcome(name)
+        if outcome is None and not await self._queue.lost(name, age_of(name)):
             return record
-        again = await self._history.get(record.execution.execution_id)
+        again = await self._history.get(name)
         if again.ended:
             return again
         execution = again.execution
         execution.state = pb.EXECUTION_STATE_FAILED
-        execution.error.CopyFrom(outcome.status)
-        execution.attempts = outcome.attempts
+        if outcome is None:
+            execution.error.CopyFrom(_lost().to_status())
+        else:
+            execution.error.CopyFrom(outcome.status)
+            execution.attempts = outcome.attempts
         execution.end_time.GetCurrentTime()
         await self._history.keep(again)
         return again
@@ -188,6 +193,14 @@ class DurableExecutions:
             execution.error.CopyFrom(error.to_status())
         await self._history.keep(Record(execution, durable=True))
         return error
+
+
+def _lost() -> MeshError:
+    return MeshError(
+        grpc.StatusCode.DATA_LOSS,
+        "EXECUTION_LOST",
+        "Nobody has the execution any more. Execute the function again.",
+    )
 
 
 async def _hand_on(events: asyncio.Queue[pb.StreamFunctionResponse], context: WorkContext) -> None:

@@ -37,6 +37,8 @@ _MOST_ENTRY_BYTES = 64 << 20
 # A request id outlives the longest work; when that has ended, the id is remembered as long as the
 # outcome.
 _REQUEST_SECONDS = 7 * 86400.0
+# What is this young may just be on its way.
+_YOUNG_SECONDS = 60.0
 _LATEST_DEADLINE = 253402300799.0
 
 
@@ -224,6 +226,18 @@ class WorkQueue:
         except DecodeError as error:
             message = "The outcome of the work cannot be read."
             raise internal(message, reason="UNREADABLE") from error
+
+    async def lost(self, item_id: str, age: float) -> bool:
+        """Whether nobody has an item any more that was added so many seconds ago, with its name as the
+        request id, nor remembers its end: Redis was emptied, or the item never came there.
+
+        Of very old ones that is not known.
+        """
+        if not _YOUNG_SECONDS < age < _REQUEST_SECONDS:
+            return False
+        names = self.keys.request(item_id), self.keys.outcome(item_id)
+        with redis_errors():
+            return not await self.redis.exists(*names)
 
     async def forget_outcome(self, item_id: str) -> None:
         """Throws away how an item ended, once everybody knows."""
