@@ -57,11 +57,8 @@ security-check: $(READY) ## that the tables of docs/security.md are what the cod
 proto-breaking: $(READY) ## the contract against the last commit on main
 	$(BIN)/python tools/protos.py breaking
 
-# Most of the time tests wait, for leases, servers and processes: more run at once than there are cores.
-AT_ONCE ?= 3
-
 pytest: kernels ## the tests in Python
-	$(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile
+	$(BIN)/python -m pytest
 
 soak: kernels ## storms of kill -9 over agents, server and Valkey, until it is stopped
 	$(BIN)/python -m tests.chaos.soak
