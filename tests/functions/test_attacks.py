@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import grpc
+import protovalidate
 import pytest
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from redis.asyncio import Redis
 
-from bxmesh.agent.v1 import chain_run_pb2, function_pb2
+from bxmesh.agent.v1 import chain_run_pb2, function_pb2, state_pb2
 from bxmesh.agent.v1.chain_service_pb2_grpc import ChainServiceStub
 from bxmesh.client.errors import from_rpc_error, from_status
 from bxmesh.registry.v1 import agent_definition_pb2 as pb
@@ -21,6 +23,7 @@ from bxmesh.security.v1 import credential_pb2
 from bxmesh.security.v1.visibility_pb2 import VISIBILITY_ALL
 from bxmesh.server.definitions import store
 from bxmesh.server.functions.slots import FairSlots
+from bxmesh.server.interceptors.validation import refuse_invalid
 from bxmesh.server.json_schemas import SchemaError, find_misfit
 from bxmesh.server.pages import token_of
 from bxmesh.server.streams import queue
@@ -357,3 +360,24 @@ async def test_deleted_definitions_take_no_room(
     told = [(await watch.read()).definition.definition_id for _ in range(2)]
     assert told == ["a", "e"]
     watch.cancel()
+
+
+async def test_many_small_values_keep_nobody_waiting() -> None:
+    number = Value(number_value=1.5)
+    numbers = Value(list_value=ListValue(values=[number] * 300_000))
+    large = Struct(fields={"x": numbers})
+    definition = pb.AgentDefinition(definition_id="it")
+    definition.capabilities.add(name="a.b").input_schema.json_schema.CopyFrom(large)
+    validator = protovalidate.Validator()
+    for message in (
+        function_pb2.ExecuteFunctionRequest(name="test.it", input=large),
+        chain_run_pb2.StartChainRequest(definition_id="it", input=numbers),
+        pb.CreateAgentDefinitionRequest(definition=definition),
+        # That it is there is a rule, which still holds.
+        state_pb2.UpdateStateRequest(agent_id="a", update=state_pb2.MaskedUpdate(value=large)),
+    ):
+        before = message.SerializeToString(deterministic=True)
+        began = time.monotonic()
+        refuse_invalid(validator, message)
+        assert time.monotonic() - began < 1.0
+        assert message.SerializeToString(deterministic=True) == before

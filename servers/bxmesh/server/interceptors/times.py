@@ -11,12 +11,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-__all__ = ["bad_times"]
+__all__ = ["bad_times", "fields_leading_to", "is_map"]
 
 # From the year 1 to the year 9999, and as many years as there may be between two of them.
 _FIRST, _LAST = -62_135_596_800, 253_402_300_799
 _LONGEST = 315_576_000_000
 _NANOS = 1_000_000_000
+_TIMES = frozenset((Timestamp.DESCRIPTOR.full_name, Duration.DESCRIPTOR.full_name))
 
 
 def bad_times(message: Message, path: str = "") -> Iterator[str]:
@@ -26,7 +27,7 @@ def bad_times(message: Message, path: str = "") -> Iterator[str]:
         if not field.is_repeated:
             if message.HasField(field.name):
                 yield from _of_value(getattr(message, field.name), name)
-        elif _is_map(field):
+        elif is_map(field):
             for key, value in getattr(message, field.name).items():
                 yield from _of_value(value, f'{name}["{key}"]')
         else:
@@ -49,20 +50,26 @@ def _of_value(value: Message, path: str) -> Iterator[str]:
 
 @cache
 def _fields(kind: Descriptor) -> tuple[FieldDescriptor, ...]:
-    """The fields of a kind of message within which there may be times."""
-    return tuple(field for field in kind.fields if _leads_to_times(field, frozenset()))
+    return fields_leading_to(kind, _TIMES)
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def fields_leading_to(kind: Descriptor, wanted: frozenset[str]) -> tuple[FieldDescriptor, ...]:
+    """Returns the fields of a kind of message that are, or within which there may be, messages of some
+    full names."""
+    return tuple(field for field in kind.fields if _leads(field, wanted, frozenset()))
+
+
+def is_map(field: FieldDescriptor) -> bool:
+    """Whether a field is a map."""
     return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
-def _leads_to_times(field: FieldDescriptor, seen: frozenset[str]) -> bool:
+def _leads(field: FieldDescriptor, wanted: frozenset[str], seen: frozenset[str]) -> bool:
     inner = field.message_type
     if inner is None or inner.full_name in seen:
         return False
-    if _is_map(field):
-        return _leads_to_times(inner.fields_by_name["value"], seen)
-    if inner.full_name in (Timestamp.DESCRIPTOR.full_name, Duration.DESCRIPTOR.full_name):
+    if is_map(field):
+        return _leads(inner.fields_by_name["value"], wanted, seen)
+    if inner.full_name in wanted:
         return True
-    return any(_leads_to_times(each, seen | {inner.full_name}) for each in inner.fields)
+    return any(_leads(each, wanted, seen | {inner.full_name}) for each in inner.fields)
