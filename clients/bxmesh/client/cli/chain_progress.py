@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from bxmesh.client.chains import ChainChange, StepRun
 from bxmesh.client.cli.functions.options import harmless
 from bxmesh.client.cli.task_progress import ChangingLine
 from bxmesh.client.cli.values import age, moment
+from bxmesh.client.errors import BxmeshError
 
 __all__ = ["ChainLine", "course", "told"]
 
@@ -32,7 +35,7 @@ class ChainLine(ChangingLine):
 
 def course(step: StepRun) -> str:
     """Returns where a step stands in words: its state, time, attempts, and who does it."""
-    words = step.state.replace("_", " ")
+    words = _words(step.state)
     if step.duration is not None:
         words += f" in {age(step.duration)}"
     if step.attempts > 1:
@@ -40,15 +43,25 @@ def course(step: StepRun) -> str:
     return f"{words} by {step.agent_id}" if step.agent_id else words
 
 
-def told(change: ChainChange) -> str:
-    """Returns a change as a line."""
-    if change.run is not None:
-        run = change.run
-        time, error = run.end_time or run.create_time, run.error
-        words = f"the run {run.state.replace('_', ' ')}"
-    else:
-        step = change.step
-        assert step is not None, "a change is of the run or of a step"
-        time, error = step.end_time or step.start_time, step.error
-        words = f"{step.step_id} {course(step)}"
+def told(change: ChainChange, *, first: bool) -> list[str]:
+    """Returns a change as lines. The first tells what has ended already, too."""
+    if change.run is None:
+        assert change.step is not None, "a change is of the run or of a step"
+        return [_of_step(change.step)]
+    run = change.run
+    line = _line(run.end_time or run.create_time, f"the run {_words(run.state)}", run.error)
+    ended = [step for step in run.steps if first and step.state not in ("pending", "running")]
+    return [*map(_of_step, ended), line]
+
+
+def _of_step(step: StepRun) -> str:
+    words = f"{step.step_id} {course(step)}"
+    return _line(step.end_time or step.start_time, words, step.error)
+
+
+def _line(time: datetime | None, words: str, error: BxmeshError | None) -> str:
     return f"{moment(time):25}  {words}" + (f": {harmless(error.message)}" if error else "")
+
+
+def _words(state: str) -> str:
+    return state.replace("_", " ")

@@ -231,11 +231,11 @@ def watch_chain(where: Where, run_id: str, as_json: bool) -> None:
 def _follow(mesh: Mesh, run_id: str, as_json: bool) -> None:
     state = ""
     for change in mesh.chains.watch(run_id):
-        state = change.run.state if change.run else state
         if as_json:
             print_json(change)
         else:
-            click.echo(told(change))
+            click.echo("\n".join(told(change, first=not state)))
+        state = change.run.state if change.run else state
     if state != "completed":
         sys.exit(1)
 
