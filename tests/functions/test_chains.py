@@ -58,6 +58,7 @@ class Chains:
     """The chain service as one identity sees it."""
 
     def __init__(self, caller: Caller) -> None:
+        self.channel = caller.channel
         self.stub: Any = ChainServiceStub(caller.channel)
         self.metadata = caller.metadata
 
@@ -388,3 +389,31 @@ async def until(chains: Chains, run_id: str, holds: Any) -> pb.ChainRun:
             return run
         await asyncio.sleep(0.05)
     raise AssertionError(run)
+
+
+async def test_nobody_has_all_the_room(
+    world: World, chains: Chains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bxmesh.server.chains.service._MOST_OPEN_RUNS", 2)
+    slow = chain(step("slow", function="test.sleep"))
+    runs = [await chains.start(slow, {"seconds": 20}) for _ in range(2)]
+    assert (await refused(chains.start(slow, {"seconds": 20}))).reason == "TOO_MANY_RUNS"
+    alice = Chains(
+        await world.caller(
+            "alice", "task_assign", "task_read", "function_execute", "function_write"
+        )
+    )
+    await Caller(chains.channel, alice.metadata).create(
+        "alice.echo", "def main():\n    return {}\n"
+    )
+    assert (await alice.run(chain(step("a", function="alice.echo")), {})).state == COMPLETED
+    for run_id in runs:
+        await chains.cancel(run_id)
+    await chains.cancel(await chains.start(slow, {"seconds": 20}))
+
+
+async def test_a_number_that_json_does_not_have_is_refused(chains: Chains) -> None:
+    request = pb.StartChainRequest(chain=chain(step("a", function="test.echo")))
+    request.input.number_value = float("nan")
+    error = await refused(chains.stub.StartChain(request, metadata=chains.metadata))
+    assert error.field_violations[0][0] == "input"

@@ -24,10 +24,15 @@ from bxmesh.server.database import Database
 from bxmesh.server.definitions.checks import MOST_DEPTH, check_chain
 from bxmesh.server.definitions.functions import Functions
 from bxmesh.server.definitions.store import DefinitionStore
-from bxmesh.server.errors import MeshError, failed_precondition, invalid_argument
+from bxmesh.server.errors import (
+    MeshError,
+    failed_precondition,
+    invalid_argument,
+    resource_exhausted,
+)
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.json_schemas import SchemaError, find_misfit
-from bxmesh.server.json_values import json_of
+from bxmesh.server.json_values import NotJsonError, json_of, value_of
 from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.pages import token_of, token_place
@@ -45,7 +50,9 @@ __all__ = ["ChainService", "chain_queue_options", "chain_service"]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _KIND = "chain.run"
-_RUNS_AT_A_TIME = 64
+# A run that waits for its steps costs little. Nobody has room for more than a part of them.
+_RUNS_AT_A_TIME = 1000
+_MOST_OPEN_RUNS = 200
 _MOST_ATTEMPTS = 100
 _OUTCOME_SECONDS = 86400.0
 _LOOK_SECONDS = 2.0
@@ -156,6 +163,14 @@ class ChainService:
             run.chain.CopyFrom(definition.chain)
             run.definition_id = definition.definition_id
             run.definition_version = definition.version
+        open_runs = await mesh.store.count_open(identity.id)
+        if open_runs >= _MOST_OPEN_RUNS:
+            raise resource_exhausted(
+                f"{open_runs} runs of yours have not ended. Wait for some, or cancel them.",
+                retry_after=5.0,
+                reason="TOO_MANY_RUNS",
+                subject=identity.id,
+            )
         await check_chain(run.chain, mesh.functions, identity, max_depth=MOST_DEPTH)
         await asyncio.to_thread(_check_input, run.chain, request)
         run.steps.extend(
@@ -300,6 +315,10 @@ class ChainService:
 
 
 def _check_input(chain: chain_pb2.Chain, request: pb.StartChainRequest) -> None:
+    try:
+        value_of(json_of(request.input))
+    except NotJsonError as error:
+        raise invalid_argument("input", str(error)) from None
     if chain.input_schema.WhichOneof("kind") != "json_schema":
         return
     try:

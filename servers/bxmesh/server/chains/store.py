@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from bxmesh.agent.v1 import chain_run_pb2 as pb
 from bxmesh.server.database import Database
@@ -41,6 +41,9 @@ _CHANGES_OF_ONE = (
     .outerjoin(CHAIN_STEPS, (_S.run_id == _R.run_id) & (_S.revision > bindparam("after")))
     .where(_R.run_id == bindparam("run"))
     .order_by(_S.revision)
+)
+_OPEN_OF_OWNER = (
+    select(func.count()).select_from(CHAIN_RUNS).where(_R.owner == bindparam("owner_"), _OPEN)
 )
 _RUN_CHANGED = (
     update(CHAIN_RUNS)
@@ -153,6 +156,13 @@ class ChainStore:
             query = query.where(_R.run_id < before)
         async with self._database.reading() as connection:
             return [_run(row) for row in await connection.execute(query)]
+
+    async def count_open(self, owner: str) -> int:
+        """Returns how many runs of an owner have not ended."""
+        found = await self._database.read(
+            lambda connection: connection.scalar(_OPEN_OF_OWNER, {"owner_": owner})
+        )
+        return found or 0
 
     async def open_runs(self, older_than: str) -> list[str]:
         """Returns the names of runs that have not ended, of those before a name."""

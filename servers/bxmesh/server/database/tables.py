@@ -145,6 +145,7 @@ CHAIN_RUNS = Table(
     Column("revision", BigInteger, nullable=False),
     Column("run", LargeBinary, nullable=False),
     Index(None, "owner", "run_id"),
+    Index(None, "owner", "state"),
     Index(None, "definition_id", "run_id"),
 )
 """Runs of chains: `run` is an agent.v1.ChainRun without its steps."""

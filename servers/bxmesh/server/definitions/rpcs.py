@@ -107,12 +107,15 @@ class DefinitionRpcs:
         mutation = self._mutation("SetAgentDefinitionState", request.request_id)
         if answer := await mutation.answered(pb.SetAgentDefinitionStateResponse()):
             return answer
+        version = request.version
         if request.state == pb.DEFINITION_STATE_ACTIVE:
             wanted = await mesh.store.get(request.definition_id, request.version)
             require_runnable(wanted)
             await check_definition(wanted, mesh.functions, identity)
+            # What was looked at runs, whatever is stored meanwhile.
+            version = wanted.version
         definition = await mesh.store.set_state(
-            request.definition_id, request.state, request.version, identity
+            request.definition_id, request.state, version, identity
         )
         await mesh.bell.ring()
         return await mutation.settle(pb.SetAgentDefinitionStateResponse(definition=definition))

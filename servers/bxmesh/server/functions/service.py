@@ -114,7 +114,9 @@ class FunctionService(ExecutionRpcs):
         identity = current_identity()
         mutation = self._mutation("CreateFunction", request.request_id)
         if answer := await mutation.answered(pb.CreateFunctionResponse()):
-            return answer
+            return pb.CreateFunctionResponse(
+                function=await self._again(answer.function), existed=answer.existed
+            )
         for index, alias in enumerate(request.aliases):
             _require_alias(f"aliases[{index}]", alias)
         function = pb.Function()
@@ -129,8 +131,11 @@ class FunctionService(ExecutionRpcs):
             function, identity, shared_team(identity, function.visibility), request.aliases
         )
         await self._mesh.cache.changed()
-        return await mutation.settle(
-            pb.CreateFunctionResponse(function=stored.function, existed=existed)
+        counts = await mutation.settle(
+            pb.CreateFunctionResponse(function=_named(stored.function), existed=existed)
+        )
+        return pb.CreateFunctionResponse(
+            function=await self._again(counts.function, stored), existed=counts.existed
         )
 
     async def UpdateFunctionAlias(
@@ -139,7 +144,7 @@ class FunctionService(ExecutionRpcs):
         """Moves an alias."""
         mutation = self._mutation("UpdateFunctionAlias", request.request_id)
         if answer := await mutation.answered(pb.UpdateFunctionAliasResponse()):
-            return answer
+            return pb.UpdateFunctionAliasResponse(function=await self._again(answer.function))
         _require_alias("alias", request.alias)
         if request.alias == LATEST:
             raise invalid_argument("alias", f"{LATEST} always means what was stored last")
@@ -149,7 +154,10 @@ class FunctionService(ExecutionRpcs):
             request.name, request.alias, request.version, identity
         )
         await self._mesh.cache.changed()
-        return await mutation.settle(pb.UpdateFunctionAliasResponse(function=stored.function))
+        counts = await mutation.settle(
+            pb.UpdateFunctionAliasResponse(function=_named(stored.function))
+        )
+        return pb.UpdateFunctionAliasResponse(function=await self._again(counts.function, stored))
 
     async def GetFunction(
         self, request: pb.GetFunctionRequest, context: Context
@@ -251,6 +259,23 @@ class FunctionService(ExecutionRpcs):
     async def _seen(self, name: str, wanted: str) -> Stored:
         return await self._mesh.cache.seen(name, wanted, current_identity())
 
+    async def _again(self, named: pb.Function, stored: Stored | None = None) -> pb.Function:
+        """The function of an answer, of which only the name is remembered: code may be large."""
+        if stored is None or stored.function.version != named.version:
+            try:
+                stored = await self._mesh.store.get(named.name, named.version)
+            except MeshError as error:
+                if error.reason != "FUNCTION_NOT_FOUND":
+                    raise
+                # It was deleted since.
+                return named
+        function = pb.Function()
+        function.CopyFrom(stored.function)
+        # They may mean others by now.
+        del function.aliases[:]
+        function.aliases.extend(named.aliases)
+        return function
+
     def _mutation(self, method: str, request_id: str) -> Mutation:
         mesh = self._mesh
         return Mutation(mesh.redis, mesh.keys, method, current_identity().id, request_id)
@@ -261,6 +286,15 @@ def _is_place(text: str) -> bool:
         return is_version(text) and bool(sort_key(text))
     except ValueError:
         return False
+
+
+def _named(function: pb.Function) -> pb.Function:
+    return pb.Function(
+        name=function.name,
+        version=function.version,
+        digest=function.digest,
+        aliases=function.aliases,
+    )
 
 
 def _require_alias(field: str, alias: str) -> None:

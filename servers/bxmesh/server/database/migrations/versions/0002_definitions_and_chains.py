@@ -57,6 +57,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", name="pk_chain_runs"),
     )
     op.create_index("ix_chain_runs_owner_run_id", "chain_runs", ["owner", "run_id"])
+    op.create_index("ix_chain_runs_owner_state", "chain_runs", ["owner", "state"])
     op.create_index("ix_chain_runs_definition_id_run_id", "chain_runs", ["definition_id", "run_id"])
     op.create_table(
         "chain_steps",
