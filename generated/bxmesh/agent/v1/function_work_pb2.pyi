@@ -71,7 +71,7 @@ class FunctionWork(_message.Message):
     name: _builtins.str
     """The function."""
     version: _builtins.str
-    """Its version, never an alias."""
+    """The digest of its version, so that it is the code that was asked for."""
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
         """The input, which fits."""
