@@ -40,9 +40,13 @@ def main() -> None:
 
         # Step by step: the run goes on by itself, whoever watches.
         run = mesh.chains.start(chain, {"values": [1, 2, 3, 50], "limit": 2})
+        told: set[str] = set()
         for change in mesh.chains.watch(run.run_id):
-            if change.step and change.step.state == "completed":
-                print(change.step.step_id, change.step.output)
+            # The first change has the whole run, with what has ended before the watch began.
+            for step in change.run.steps if change.run else (change.step,):
+                if step and step.state == "completed" and step.step_id not in told:
+                    told.add(step.step_id)
+                    print(step.step_id, step.output)
         ended = mesh.chains.get(run.run_id)
         print(ended.value)
         for picture in sys.argv[1:]:
