@@ -150,15 +150,15 @@ def test_a_served_mesh_always_seals(tmp_path: Path) -> None:
     assert KEY.hex() not in repr(Seals(KEY))
 
 
+CONTAINER_MAIN = ROOT / "servers/bxmesh/server/functions/container_main.py"
+
+
 @pytest.mark.parametrize("folder", ["servers", "clients"])
 def test_nothing_turns_data_into_code(folder: str) -> None:
     """No pickle, no marshal, no eval: what comes out of Redis or off the wire stays data."""
     banned_modules = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
     banned_names = {"eval", "exec", "compile", "__import__"}
     for path in (ROOT / folder).rglob("*.py"):
-        if path.name == "container_main.py":
-            # It is there to execute code, and only ever runs in a container without anything of ours.
-            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names = {alias.name.split(".")[0] for alias in node.names}
@@ -166,7 +166,10 @@ def test_nothing_turns_data_into_code(folder: str) -> None:
             elif isinstance(node, ast.ImportFrom):
                 assert (node.module or "").split(".")[0] not in banned_modules, path
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                assert node.func.id not in banned_names, path
+                # It is there to execute code, and only ever runs in a container without anything of
+                # ours; the rest holds for it too.
+                allowed = {"exec", "compile"} if path == CONTAINER_MAIN else set()
+                assert node.func.id not in banned_names - allowed, path
 
 
 async def test_a_forged_entry_is_told(redis: Redis) -> None:

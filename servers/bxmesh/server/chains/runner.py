@@ -140,7 +140,8 @@ class _Run:
             async with asyncio.timeout(self._left()) as timeout:
                 for name, step in self.steps.items():
                     if step.state == pb.RUN_STATE_RUNNING:
-                        # Its server was lost; the same request gets the same answer.
+                        # Its server was lost: a task is found again by its request id, a function
+                        # is executed once more.
                         self.due.append(self.graph.steps[name])
                 while await self._advance():
                     await self._save(whole=whole)
