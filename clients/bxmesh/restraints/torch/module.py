@@ -36,6 +36,9 @@ class RestraintModule(nn.Module):
     `isolated` leaves out images of the model by symmetry. `buffer` in Å: pairs are searched anew when an atom
     of a batch has moved by more than half of it since they last were. `chunk` is how many samples are
     computed together, which bounds the memory; None is as many as have 250 000 atoms.
+
+    A sample's last digits may depend on the size of its batch: PyTorch's `atan2` and `pow` round otherwise in
+    the lanes of a vector register than in what remains behind the last full one.
     """
 
     atom_mask: Tensor
