@@ -19,6 +19,10 @@ from sqlalchemy import (
 __all__ = [
     "CHAIN_RUNS",
     "CHAIN_STEPS",
+    "CONVERSATIONS",
+    "CONVERSATION_LABELS",
+    "CONVERSATION_MESSAGES",
+    "CONVERSATION_REMOVALS",
     "COUNTERS",
     "DEFINITIONS",
     "DEFINITION_VERSIONS",
@@ -160,3 +164,75 @@ CHAIN_STEPS = Table(
     ForeignKeyConstraint(["run_id"], ["chain_runs.run_id"], ondelete="CASCADE"),
 )
 """Their steps, in the chain's order: `step` is an agent.v1.StepRun."""
+
+CONVERSATIONS = Table(
+    "conversations",
+    METADATA,
+    Column("conversation_id", String(128), primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("visibility", Integer, nullable=False),
+    # Who sees it besides; empty for no team.
+    Column("team", String(128), nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    # Microseconds since 1970; 0 for not yet, or never.
+    Column("create_time", BigInteger, nullable=False),
+    Column("end_time", BigInteger, nullable=False),
+    Column("expire_time", BigInteger, nullable=False),
+    Column("conversation", LargeBinary, nullable=False),
+    Index(None, "create_time", "conversation_id"),
+    Index(None, "owner", "create_time", "conversation_id"),
+    Index(None, "state"),
+    Index(None, "end_time"),
+    Index(None, "expire_time"),
+)
+"""Conversations: `conversation` is an agent.v1.Conversation without its turns."""
+
+CONVERSATION_LABELS = Table(
+    "conversation_labels",
+    METADATA,
+    Column("conversation_id", String(128), primary_key=True),
+    # The digest of name and value, which may be longer than an index takes.
+    Column("label", String(64), primary_key=True),
+    ForeignKeyConstraint(
+        ["conversation_id"], ["conversations.conversation_id"], ondelete="CASCADE"
+    ),
+    Index(None, "label"),
+)
+"""Their labels."""
+
+CONVERSATION_MESSAGES = Table(
+    "conversation_messages",
+    METADATA,
+    Column("message_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("conversation_id", String(128), nullable=False),
+    # 0 for the question, then what was said in order.
+    Column("place", Integer, nullable=False),
+    # The conversation's revision in which it changed last.
+    Column("revision", BigInteger, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("model", Text, nullable=False),
+    # Microseconds since 1970, and in between; -1 for a duration that is not known.
+    Column("end_time", BigInteger, nullable=False),
+    Column("duration", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("said", LargeBinary, nullable=False),
+    # What is searched: a table apart, kept by triggers, indexes it.
+    Column("words", Text, nullable=False),
+    # The name of the vectors that it has; empty for none yet.
+    Column("vectors", String(64), nullable=False),
+    UniqueConstraint("conversation_id", "place"),
+    ForeignKeyConstraint(
+        ["conversation_id"], ["conversations.conversation_id"], ondelete="CASCADE"
+    ),
+    Index(None, "end_time"),
+    Index(None, "vectors"),
+)
+"""What was said: `said` is an agent.v1.Turn; that of the question has its text only."""
+
+CONVERSATION_REMOVALS = Table(
+    "conversation_removals",
+    METADATA,
+    Column("conversation_id", String(128), primary_key=True),
+)
+"""Conversations that are gone here, and whose vectors are still to go."""
