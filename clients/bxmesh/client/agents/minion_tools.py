@@ -27,9 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _ATTRIBUTE = "__bxmesh_tool__"
 # What the mesh has refused it refuses again.
-_RETRY = RetryPolicy(
-    non_retryable=("TASK_CYCLE", "TASK_TOO_DEEP", "PERMISSION_MISSING", "IDENTITY_UNKNOWN")
-)
+_RETRY = RetryPolicy(non_retryable=("TASK_CYCLE", "TASK_TOO_DEEP", "PERMISSION_MISSING"))
 
 
 @dataclass(frozen=True, eq=False)

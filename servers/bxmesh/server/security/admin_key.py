@@ -17,7 +17,12 @@ FILE_NAME = "admin.key"
 
 _KEY = re.compile(r"bx_admin_[A-Za-z0-9_-]{43}")
 ADMIN = Identity(
-    id="admin", kind="admin", permissions=frozenset({EVERYTHING}), credential="admin.key"
+    id="admin",
+    kind="admin",
+    permissions=frozenset({EVERYTHING}),
+    credential="admin.key",
+    # It is always there.
+    born="0",
 )
 
 

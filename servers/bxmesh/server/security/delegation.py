@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import NamedTuple
 
-from bxmesh.server.errors import invalid_argument
+from bxmesh.server.errors import MeshError, permission_denied
 
 from .directory import Directory
-from .identities import EVERYTHING, Identity, missing_permission
+from .identities import EVERYTHING, Identity
 
 __all__ = ["Delegation", "Principals", "by_directory", "nobody_else"]
 
@@ -25,7 +25,8 @@ class Principals(NamedTuple):
 
 Delegation = Callable[[Identity, str, tuple[str, ...]], Principals]
 """Takes the caller, for whom it calls (empty for itself), and what for that is needed. Raises MeshError
-INVALID_ARGUMENT (IDENTITY_UNKNOWN), and PERMISSION_DENIED when the other may not."""
+PERMISSION_DENIED (PERMISSION_MISSING) when the other may not, or is not there: who there is concerns
+not everybody."""
 
 
 def by_directory(directory: Directory) -> Delegation:
@@ -35,13 +36,8 @@ def by_directory(directory: Directory) -> Delegation:
         if not name or name == caller.id:
             return Principals(caller, ())
         other = directory.resolve(name, None, "", float("inf"))
-        if other is None:
-            raise invalid_argument(
-                "on_behalf_of", f"there is no identity {name}", reason="IDENTITY_UNKNOWN"
-            )
-        missing = [permission for permission in needed if not other.may(permission)]
-        if missing:
-            raise missing_permission(other.id, missing, f"what {caller.id} does for it")
+        if other is None or not other.may_all(needed):
+            raise _may_not(caller, name, needed)
         return Principals(replace(caller, permissions=_both(caller, other)), (other,))
 
     return delegate
@@ -50,10 +46,18 @@ def by_directory(directory: Directory) -> Delegation:
 def nobody_else(caller: Identity, name: str, needed: tuple[str, ...]) -> Principals:
     """Refuses to call for others, where nobody knows them."""
     if name and name != caller.id:
-        raise invalid_argument(
-            "on_behalf_of", f"there is no identity {name}", reason="IDENTITY_UNKNOWN"
-        )
+        raise _may_not(caller, name, needed)
     return Principals(caller, ())
+
+
+def _may_not(caller: Identity, name: str, needed: Collection[str]) -> MeshError:
+    return permission_denied(
+        f"{name} lacks {' or '.join(needed)} for what {caller.id} does for it, or is no identity of "
+        "this mesh.",
+        reason="PERMISSION_MISSING",
+        identity=name,
+        permissions=",".join(needed),
+    )
 
 
 def _both(one: Identity, other: Identity) -> frozenset[str]:

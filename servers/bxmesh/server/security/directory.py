@@ -114,6 +114,12 @@ class Directory:
         """Returns the record of an identity; the built-in admin has one too."""
         return _ADMIN_RECORD if identity_id == ADMIN.id else self._identities.get(identity_id)
 
+    def born(self, identity_id: str) -> str:
+        """Returns what tells an identity from one of the same name that was there before it; empty
+        when there is none."""
+        record = self.identity(identity_id)
+        return _born(record) if record else ""
+
     def identities(self) -> Iterator[IdentityRecord]:
         """All identities by name, without the built-in admin."""
         return self._identities.all()
@@ -199,6 +205,7 @@ class Directory:
                 roles=ADMIN.roles,
                 credential=credential,
                 expires=expires,
+                born=ADMIN.born,
                 rate_limit=rate_limit,
                 on_use=self._on_use,
             )
@@ -214,6 +221,7 @@ class Directory:
             roles=frozenset(record.roles),
             credential=credential,
             expires=expires,
+            born=_born(record),
             rate_limit=rate_limit,
             on_use=self._on_use,
         )
@@ -255,6 +263,10 @@ class Directory:
 def built_in_role(role_id: str) -> Role | None:
     """Returns a role that comes with bxmesh."""
     return _BUILT_IN.get(role_id)
+
+
+def _born(record: IdentityRecord) -> str:
+    return str(record.create_time.ToNanoseconds())
 
 
 def _revised(record: Any, revision: int) -> Any:

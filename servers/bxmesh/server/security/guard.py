@@ -108,7 +108,7 @@ async def guard(settings: Settings, redis: Redis, admin_key: str) -> AsyncIterat
                 usage=usage,
                 audit_log=log,
                 violations=violations,
-                tokens=Tokens(token_keys, key, directory),
+                tokens=Tokens(token_keys, key),
                 token_keys=token_keys,
                 open_circuits=circuits.open_targets,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from bxmesh.security.v1.policy_pb2 import RateLimit
 
@@ -42,10 +43,14 @@ class Identity:
     """By which credentials a token was issued, with spaces between them: it ends with any of them."""
     expires: float = float("inf")
     """When the credential ends, in seconds since 1970."""
+    born: str = ""
+    """Tells it from one of the same name that was there before, or comes after."""
     rate_limit: RateLimit | None = field(default=None, compare=False)
     """The credential's own rate limit instead of the policy's."""
     on_use: OnUse = field(default=_not_counted, repr=False, compare=False)
     """Is told of permissions that a handler asks for."""
+    token: Any = field(default=None, repr=False, compare=False)
+    """What its token says, for who verified it; None by any other credential."""
 
     @property
     def credentials(self) -> str:

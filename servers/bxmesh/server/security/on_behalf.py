@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,11 +25,15 @@ _MARGIN_SECONDS = 30.0
 
 def caller_of(identity: Identity) -> OnBehalfOf:
     """Returns what must be kept of a caller to act for it later."""
-    return OnBehalfOf(
+    caller = OnBehalfOf(
         identity_id=identity.id,
         credential=identity.credentials,
         permissions=sorted(identity.permissions),
+        born=identity.born,
     )
+    if math.isfinite(identity.expires):
+        caller.expire_time.FromMicroseconds(int(identity.expires * 1e6))
+    return caller
 
 
 class Deputy:
@@ -41,8 +46,9 @@ class Deputy:
         """To this server, from inside."""
 
     async def metadata(self, caller: OnBehalfOf, seconds: float) -> Metadata:
-        """Returns the metadata of calls that are a caller's for some time; what the caller may no
-        longer do, or never could, they are refused."""
+        """Returns the metadata of calls that are a caller's for some time, at most until its
+        credential ends; what the caller may no longer do, or never could, they are refused, and
+        everything when the caller is another by now."""
         return (("authorization", f"Bearer {await self._token(caller, seconds)}"),)
 
     async def mesh(self, caller: OnBehalfOf, seconds: float) -> AsyncMesh:
@@ -55,9 +61,12 @@ class Deputy:
             "",
             frozenset(caller.permissions),
             credential=caller.credential,
+            born=caller.born,
         )
-        expires = int(time.time() + seconds + _MARGIN_SECONDS)
-        return (await self._tokens.issue(identity, identity.permissions, "", expires)).token
+        expires = time.time() + seconds + _MARGIN_SECONDS
+        if caller.HasField("expire_time"):
+            expires = min(expires, caller.expire_time.ToMicroseconds() / 1e6)
+        return (await self._tokens.issue(identity, identity.permissions, "", int(expires))).token
 
 
 @asynccontextmanager

@@ -46,10 +46,9 @@ class Issued:
 class Tokens:
     """Issues tokens and knows whose one is by its name."""
 
-    def __init__(self, keys: TokenKeys, key: MeshKey, directory: Directory) -> None:
+    def __init__(self, keys: TokenKeys, key: MeshKey) -> None:
         self._keys = keys
         self._name_key = key.derive("bxmesh token names")
-        self._directory = directory
 
     async def issue(
         self, identity: Identity, permissions: Iterable[str], audience: str, expires: int
@@ -68,7 +67,7 @@ class Tokens:
             "exp": expires,
             "perm": sorted(permissions),
             "cred": identity.credentials,
-            "born": _born(self._directory, identity.id),
+            "born": identity.born,
         }
         token = jwt.encode(claims, private, _ALGORITHM, {"kid": key_id})
         return Issued(token, token_id, expires)
@@ -115,7 +114,6 @@ class TokenAuthenticator:
         self._mirror = mirror
         self._audiences = [keys.issuer, *audiences]
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
-        self._of_name: dict[str, _Verified] = {}
 
     async def authenticate(self, credential: str) -> Identity | None:
         """Returns whose token it is, None when it is none.
@@ -143,14 +141,13 @@ class TokenAuthenticator:
 
     def renew(self, identity: Identity) -> Identity | None:
         """Returns an identity as it stands now by its token, None when that is over."""
-        verified = self._of_name.get(identity.credential)
-        return self._resolve(verified) if verified else None
+        return self._resolve(identity.token)
 
     def _resolve(self, verified: _Verified) -> Identity | None:
         if (
             self._mirror.get(REVOKED_TOKEN, verified.token_id) is not None
             or not all(map(self._holds, verified.credentials))
-            or _born(self._directory, verified.subject) != verified.born
+            or self._directory.born(verified.subject) != verified.born
         ):
             return None
         identity = self._directory.resolve(
@@ -160,7 +157,9 @@ class TokenAuthenticator:
             verified.expires,
             self._directory.rate_limit_of(verified.credentials[-1]),
         )
-        return identity and replace(identity, issued_by=" ".join(verified.credentials))
+        return identity and replace(
+            identity, issued_by=" ".join(verified.credentials), token=verified
+        )
 
     def _holds(self, credential: str) -> bool:
         """Whether what a token was issued by has not been ended."""
@@ -188,14 +187,7 @@ class TokenAuthenticator:
             raise _refusal("TOKEN_EXPIRED", "has expired. Have a new one issued") from None
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError, OverflowError):
             _wrong()
-        verified = _read(claims)
-        if len(self._of_name) >= _MOST_VERIFIED:
-            now = time.time()
-            self._of_name = {
-                name: known for name, known in self._of_name.items() if known.expires > now
-            }
-        self._of_name[_CREDENTIAL + verified.token_id] = verified
-        return verified
+        return _read(claims)
 
 
 def _read(claims: dict[str, Any]) -> _Verified:
@@ -218,12 +210,6 @@ def _read(claims: dict[str, Any]) -> _Verified:
         tuple(credential.split()) or ("",),
         born,
     )
-
-
-def _born(directory: Directory, identity_id: str) -> str:
-    """Tells an identity from one of the same name that was there before it."""
-    record = directory.identity(identity_id)
-    return str(record.create_time.ToNanoseconds()) if record else "never"
 
 
 def _wrong() -> NoReturn:
