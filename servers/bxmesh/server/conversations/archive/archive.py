@@ -77,6 +77,19 @@ class Archive:
         identity does not see."""
         return await self._store.get(conversation_id, identity)
 
+    @property
+    def meaning(self) -> Embedder | None:
+        """What tells texts that mean the same; None without a model."""
+        return self._search.meaning.embedder if self._search.meaning else None
+
+    async def count_open(self, owner: str) -> int:
+        """Returns how many conversations of an owner have not ended."""
+        return await self._store.count_open(owner)
+
+    async def open_names(self, older_than: str, count: int) -> list[str]:
+        """Returns conversations that have not ended, the oldest first, of those before a name."""
+        return await self._store.open_names(older_than, count)
+
     async def list(
         self, request: archive_pb.ListConversationsRequest, identity: Identity | None
     ) -> tuple[list[pb.Conversation], str]:

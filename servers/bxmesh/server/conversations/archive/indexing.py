@@ -90,7 +90,7 @@ class Indexer(Background):
                     continue
             except (EmbeddingError, VectorsAwayError, MeshError) as error:
                 if not failures:
-                    _log.warning("conversations wait for their vectors: %s", error)
+                    _log.warning("conversations wait for their vectors: %s", str(error))
                 failures = min(failures + 1, 10)
                 await asyncio.sleep(min(_LONGEST_WAIT_SECONDS, 2.0**failures))
                 continue

@@ -71,7 +71,8 @@ class Search:
     def __init__(self, database: Database, meaning: Meaning | None) -> None:
         """Takes None where there is no embedding model."""
         self._database = database
-        self._meaning = meaning
+        self.meaning = meaning
+        """How meaning is found; None without a model."""
         self._away_until = 0.0
 
     async def find(
@@ -92,11 +93,12 @@ class Search:
         if how != _NEAR:
             words = find_words(self._database, terms, identity, request.filter, _MOST_BY_WORDS)
             ranks.append(await words)
-        if how != _WORDS and self._meaning is not None:
+        if how != _WORDS and self.meaning is not None:
             try:
-                chunks = await self._nearest(self._meaning, request, identity)
+                chunks = await self._nearest(self.meaning, request, identity)
             except (EmbeddingError, VectorsAwayError, TimeoutError) as error:
-                _log.warning("search by meaning does not work: %s", error or "it takes too long")
+                why = str(error) or "it takes too long"
+                _log.warning("search by meaning does not work: %s", why)
                 # A page must go on with what its first was made of.
                 if how == _NEAR or offset:
                     raise unavailable(
@@ -123,9 +125,9 @@ class Search:
                 archive_pb.SEARCH_MODE_MEANING: _NEAR,
             }.get(request.mode, _BOTH)
             offset = 0
-        if self._meaning is None and how == _BOTH:
+        if self.meaning is None and how == _BOTH:
             how = _WORDS
-        if self._meaning is None and how == _NEAR:
+        if self.meaning is None and how == _NEAR:
             raise failed_precondition(
                 "This server has no embedding model. Search by words.",
                 reason="NO_EMBEDDING_MODEL",

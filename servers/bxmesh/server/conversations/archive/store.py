@@ -103,6 +103,25 @@ class ConversationStore:
 
         return await self._database.read(get)
 
+    async def count_open(self, owner: str) -> int:
+        """Returns how many conversations of an owner have not ended."""
+        query = (
+            select(func.count())
+            .select_from(CONVERSATIONS)
+            .where(_C.owner == owner, _C.state.not_in(ENDED))
+        )
+        return await self._database.read(lambda connection: connection.scalar(query) or 0)
+
+    async def open_names(self, older_than: str, count: int) -> list[str]:
+        """Returns conversations that have not ended, the oldest first, of those before a name."""
+        query = (
+            select(_C.conversation_id)
+            .where(_C.conversation_id < older_than, _C.state.not_in(ENDED))
+            .order_by(_C.conversation_id)
+            .limit(count)
+        )
+        return await self._database.read(lambda connection: list(connection.scalars(query)))
+
     async def list(
         self, request: archive_pb.ListConversationsRequest, identity: Identity | None
     ) -> tuple[list[pb.Conversation], str]:
