@@ -18,7 +18,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from bxmesh.agent.v1 import agent_service_pb2, chain_service_pb2, function_service_pb2
+from bxmesh.agent.v1 import (
+    agent_service_pb2,
+    chain_service_pb2,
+    conversation_service_pb2,
+    function_service_pb2,
+)
 from bxmesh.geometry.v1 import geometry_service_pb2
 from bxmesh.registry.v1 import registry_service_pb2
 from bxmesh.security.v1 import security_service_pb2
@@ -26,6 +31,10 @@ from bxmesh.server.activity import OFF, Activity, recording
 from bxmesh.server.agent.service import agent_service
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.chains.service import chain_queue_options, chain_service
+from bxmesh.server.conversations.archive import open_archive
+from bxmesh.server.conversations.events import EventLog
+from bxmesh.server.conversations.service import conversation_service
+from bxmesh.server.conversations.work import conversation_queue_options
 from bxmesh.server.database import Database, open_database
 from bxmesh.server.definitions.checks import users_of
 from bxmesh.server.definitions.rpcs import DefinitionMesh
@@ -277,6 +286,24 @@ async def _add_services(
         )
         names.append(offer(grpc_server, chain_service_pb2, chains))
         drains.append(chains.drain)
+        queue = WorkQueue(redis, conversation_queue_options(settings))
+        work_queues.append(queue)
+        log = EventLog(redis, settings.seals)
+        archive = await stack.enter_async_context(open_archive(database, None, log.forget))
+        conversations = await stack.enter_async_context(
+            conversation_service(
+                settings,
+                redis,
+                archive,
+                log,
+                queue,
+                inside,
+                secured.data,
+                secured.circuits,
+            )
+        )
+        names.append(offer(grpc_server, conversation_service_pb2, conversations))
+        drains.append(conversations.drain)
     if "agent" in settings.services:
         agents = await stack.enter_async_context(
             agent_service(

@@ -45,9 +45,9 @@ class ToolContext(TaskContext):
         """The input as it travelled."""
         return self.task.message.spec.parameters
 
-    async def progress(self, percent: float, message: str = "") -> None:
+    async def progress(self, percent: float, message: str = "", *, text: str = "") -> None:
         """Tells the mesh how far the task is, and the minion's state too."""
-        await super().progress(percent, message)
+        await super().progress(percent, message, text=text)
         self._progressed(percent)
 
     async def assign(

@@ -15,6 +15,7 @@ from bxmesh.client.errors import Unavailable
 __all__ = ["TaskContext"]
 
 _MOST_CHARACTERS = 1024
+_MOST_TEXT = 16384
 
 
 class TaskContext:
@@ -58,12 +59,15 @@ class TaskContext:
         """What its assigner labelled it with."""
         return self.task.labels
 
-    async def progress(self, percent: float, message: str = "") -> None:
-        """Tells the mesh how far the task is, 0 to 100 per cent, and what it is at.
+    async def progress(self, percent: float, message: str = "", *, text: str = "") -> None:
+        """Tells the mesh how far the task is, 0 to 100 per cent, and what it is at; `text` is what
+        has been written of the result since the last time, for those who look on.
 
         Raises FailedPrecondition when the task is another's by now.
         """
-        progress = pb.TaskProgress(percent=percent, message=message[:_MOST_CHARACTERS])
+        progress = pb.TaskProgress(
+            percent=percent, message=message[:_MOST_CHARACTERS], text=text[:_MOST_TEXT]
+        )
         await self.report(progress=progress)
 
     async def assign(

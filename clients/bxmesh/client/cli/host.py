@@ -29,6 +29,14 @@ __all__ = ["host"]
     help="Ask models at this base URL where a definition names one, and at no other; repeatable.",
 )
 @click.option(
+    "--lend",
+    "lent",
+    multiple=True,
+    metavar="MODEL[=URL]",
+    help="Let conversations ask this model, such as openai:gpt-5 or openai:qwen=http://host/v1; "
+    "the first is the default; repeatable.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=600.0,
@@ -50,6 +58,7 @@ def host(
     only: tuple[str, ...],
     most: int | None,
     servers: tuple[str, ...],
+    lent: tuple[str, ...],
     timeout: float,
     lease: int | None,
     stats: bool,
@@ -62,6 +71,8 @@ def host(
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("bxmesh.client.host").setLevel(logging.INFO)
 
+    models = {model: url for model, _, url in (one.partition("=") for one in lent)}
+
     async def run() -> None:
         async with AsyncMesh(**vars(where)) as mesh:
             running = Host(
@@ -70,6 +81,7 @@ def host(
                 only=only,
                 most=most,
                 servers=servers,
+                lent=models,
                 timeout=timeout,
                 lease_seconds=lease or 0,
             )

@@ -133,6 +133,7 @@ class DefinedAgent(Agent):
                 context.attempt,
                 self.figures,
                 context.task,
+                tell=lambda text: context.progress(0.0, text=text),
                 comes_again=lambda: self._leaving,
             )
 

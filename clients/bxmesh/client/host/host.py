@@ -7,13 +7,14 @@ import logging
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from typing import Self
 
 from bxmesh.client.agents.backoff import Backoff
 from bxmesh.client.agents.signals import stopped_by_signals
 from bxmesh.client.definitions import DefinitionEvent
+from bxmesh.client.host.any_model import AnyModelBehaviour
 from bxmesh.client.host.behaviours import Behaviour, ChainBehaviour, RuleBehaviour
 from bxmesh.client.host.figures import AgentFigures
 from bxmesh.client.host.model import ModelBehaviour
@@ -52,6 +53,7 @@ class Host:
         most: int | None = None,
         models: ModelSource | None = None,
         servers: Iterable[str] = (),
+        lent: Mapping[str, str] | None = None,
         timeout: float = _TIMEOUT,
         lease_seconds: int = 0,
     ) -> None:
@@ -59,8 +61,9 @@ class Host:
 
         `models` gives models of pydantic-ai for the names that definitions have for them, a mapping
         or a function; where it has none they are made. `servers` are the base URLs that definitions
-        may name; all unless some are given. The timeout is that of definitions without
-        one, in seconds.
+        may name; all unless some are given. `lent` are models that any conversation may ask, the first
+        where it names none, each with the base URL of its server, empty for its provider's. The
+        timeout is that of definitions without one, in seconds.
         """
         if most is not None and most < 1:
             raise invalid("most", f"{most} agents would run nothing; 1 is the least")
@@ -68,6 +71,10 @@ class Host:
         """The host's name."""
         self._mesh = mesh
         self._only = frozenset(only)
+        servers = frozenset(servers)
+        self._lent = dict(lent or {})
+        if servers:
+            servers |= {url for url in self._lent.values() if url}
         self._models = Models(models, servers)
         self._roll = Roll(mesh)
         self._around = Surroundings(
@@ -121,6 +128,8 @@ class Host:
 
     async def _run(self) -> None:
         ready = asyncio.Event()
+        if self._lent:
+            self._lend()
         followers = [
             asyncio.create_task(self._roll.follow(ready)),
             asyncio.create_task(self._follow(ready)),
@@ -193,6 +202,13 @@ class Host:
             else:
                 figures = self._figures.setdefault(agent_id, AgentFigures(agent_id, name))
                 seats[agent_id] = Seat(self._around, figures, behaviour)
+
+    def _lend(self) -> None:
+        behaviour = AnyModelBehaviour(self._mesh, self.name, self._lent, self._models)
+        name = behaviour.definition.definition_id
+        figures = self._figures.setdefault(name, AgentFigures(name, name))
+        # Definitions have other names: theirs are not seated before they are told of.
+        self._seats[name] = {name: Seat(self._around, figures, behaviour)}
 
     def _end(self, seat: Seat, *, drain: bool) -> None:
         self._leaving.add(seat)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from bxmesh.client.conversations.question import ASKED, AgentAnswer
 from bxmesh.client.definitions.parts import DefinitionLimits
 from bxmesh.client.errors import BxmeshError
 from bxmesh.client.functions.json_values import from_struct
 from bxmesh.client.host.behaviours import Behaviour, reply_type
+from bxmesh.client.host.conversing import question_of, say
 from bxmesh.client.host.failures import exhausted, output_invalid, refused, unavailable
 from bxmesh.client.host.models import Models, extra_missing
 from bxmesh.client.host.schemas import misfit
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
 
 __all__ = ["ModelBehaviour"]
+
+T = TypeVar("T")
 
 _RETRIES = 2
 _WRAPPED = "value"
@@ -47,29 +52,53 @@ class ModelBehaviour(Behaviour):
         self._tools = Tools(self.calls, list(definition.tools))
         self._limits = DefinitionLimits.from_message(definition.limits)
         self._agent: Agent[Work, Any] | None = None
+        self._speaker: Agent[Work, str] | None = None
         self._making = asyncio.Lock()
         self._output = _Output(str, wrapped=False)
 
     async def answer(self, work: Work) -> Reply:
         """Asks the model until it has an answer that fits. Raises BxmeshError with the reason."""
-        agent = await self._ready(work)
-        from pydantic_ai import FunctionToolset, RunUsage, UsageLimits
-        from pydantic_ai.exceptions import AgentRunError, UserError
+        if work.type == ASKED:
+            question = question_of(work)
 
-        usage = RunUsage()
-        try:
+            async def say_it(usage: RunUsage, options: dict[str, Any]) -> AgentAnswer:
+                return await say(await self._voice(), work, question, usage, **options)
+
+            return Reply((await self._counted(work, say_it)).model_dump(exclude_defaults=True))
+        agent = await self._ready(work)
+
+        async def run(usage: RunUsage, options: dict[str, Any]) -> Any:
             result = await agent.run(
                 work.payload if isinstance(work.payload, str) else _text(work.payload),
                 deps=work,
                 instructions=f"The request is of the type {work.type}.",
-                toolsets=[FunctionToolset(await self._tools.current())],
                 usage=usage,
-                usage_limits=UsageLimits(
-                    request_limit=None,
-                    tool_calls_limit=self._limits.max_tool_calls,
-                    total_tokens_limit=self._limits.max_tokens,
-                ),
+                **options,
             )
+            return result.output
+
+        output = await self._counted(work, run)
+        value = output[_WRAPPED] if self._output.wrapped else output
+        return Reply(value, reply_type(work.type))
+
+    async def _counted(
+        self, work: Work, run: Callable[[RunUsage, dict[str, Any]], Awaitable[T]]
+    ) -> T:
+        """Runs with the definition's tools and within its limits; what it took is counted."""
+        from pydantic_ai import FunctionToolset, RunUsage, UsageLimits
+        from pydantic_ai.exceptions import AgentRunError, UserError
+
+        usage = RunUsage()
+        options = {
+            "toolsets": [FunctionToolset(await self._tools.current())],
+            "usage_limits": UsageLimits(
+                request_limit=None,
+                tool_calls_limit=self._limits.max_tool_calls,
+                total_tokens_limit=self._limits.max_tokens,
+            ),
+        }
+        try:
+            return await run(usage, options)
         except AgentRunError as error:
             raise self._failure(error, usage) from error
         except UserError as error:
@@ -77,8 +106,29 @@ class ModelBehaviour(Behaviour):
         finally:
             work.figures.input_tokens += usage.input_tokens
             work.figures.output_tokens += usage.output_tokens
-        value = result.output[_WRAPPED] if self._output.wrapped else result.output
-        return Reply(value, reply_type(work.type))
+
+    async def _voice(self) -> Agent[Work, str]:
+        """The agent that takes part in conversations, where what is said is plain text."""
+        async with self._making:
+            if self._speaker is None:
+                self._speaker = await asyncio.to_thread(self._make_voice)
+        return self._speaker
+
+    def _make_voice(self) -> Agent[Work, str]:
+        try:
+            from pydantic_ai import Agent
+        except ModuleNotFoundError as error:
+            raise extra_missing(error) from error
+        definition = self.definition
+        return Agent(
+            self._models.get(definition.model),
+            output_type=str,
+            system_prompt=definition.system_prompt or (),
+            deps_type=Work,
+            name=definition.definition_id,
+            model_settings=_settings(definition.model),
+            retries=_RETRIES,
+        )
 
     async def _ready(self, work: Work) -> Agent[Work, Any]:
         async with self._making:

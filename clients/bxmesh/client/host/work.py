@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,6 +50,8 @@ class Work:
     """Where it is counted."""
     task: Task | None = None
     """The task; None for a message."""
+    tell: Callable[[str], Awaitable[None]] | None = None
+    """Tells those who look on what is written of the result; None when nobody can."""
     comes_again: Callable[[], bool] = lambda: False
     """Whether, when it is cancelled now, it will be delivered again."""
 

@@ -377,10 +377,11 @@ class Turn(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     turn: _builtins.int
     """The turn, from 1."""
     participant_id: _builtins.str
-    """Who answers."""
+    """Who answers; empty for the next question of whoever continues the conversation."""
     text: _builtins.str
     """What was said."""
     confidence: _builtins.float
@@ -407,6 +408,10 @@ class Turn(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
 
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the answer rests on, for example bundle ids and figures; at most 64."""
+
     def __init__(
         self,
         *,
@@ -421,10 +426,11 @@ class Turn(_message.Message):
         model: _builtins.str = ...,
         input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
+        evidence: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "answer", b"answer", "confidence", b"confidence", "end_time", b"end_time", "error", b"error", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "answer", b"answer", "confidence", b"confidence", "end_time", b"end_time", "error", b"error", "input_tokens", b"input_tokens", "model", b"model", "output_tokens", b"output_tokens", "participant_id", b"participant_id", "start_time", b"start_time", "text", b"text", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "answer", b"answer", "confidence", b"confidence", "end_time", b"end_time", "error", b"error", "evidence", b"evidence", "input_tokens", b"input_tokens", "model", b"model", "output_tokens", b"output_tokens", "participant_id", b"participant_id", "start_time", b"start_time", "text", b"text", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
     _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015

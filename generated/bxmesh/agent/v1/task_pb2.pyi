@@ -176,10 +176,15 @@ class TaskProgress(_message.Message):
     PERCENT_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     percent: _builtins.float
     """Per cent done, 0 to 100."""
     message: _builtins.str
     """For people, at most 1024 characters."""
+    text: _builtins.str
+    """What has been written of the result since the last report, by agents that write text; at most 16384 characters.
+    Only for those who look on: the result holds all of it.
+    """
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was reported; set by the server."""
@@ -190,10 +195,11 @@ class TaskProgress(_message.Message):
         percent: _builtins.float = ...,
         message: _builtins.str = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "percent", b"percent", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "percent", b"percent", "text", b"text", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from google.protobuf import json_format
-from grpc_status import rpc_status
 
 from bxmesh.agent.v1 import function_pb2, message_pb2, task_pb2
-from bxmesh.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from bxmesh.agent.v1.function_service_pb2_grpc import FunctionServiceStub
+from bxmesh.server.agent_calls import AgentCalls, mesh_error, result_of
 from bxmesh.server.chains.graph import Step
-from bxmesh.server.errors import MeshError, deadline_exceeded, internal, invalid_argument
+from bxmesh.server.errors import MeshError, deadline_exceeded, invalid_argument
 from bxmesh.server.functions.limits import MOST
 from bxmesh.server.json_values import json_of, value_of
 from bxmesh.server.security.on_behalf import Metadata
 
 __all__ = ["Calls", "StepCall"]
 
-_DONE = frozenset(
-    {
-        task_pb2.TASK_STATE_COMPLETED,
-        task_pb2.TASK_STATE_FAILED,
-        task_pb2.TASK_STATE_CANCELLED,
-        task_pb2.TASK_STATE_TIMED_OUT,
-    }
-)
-_FAREWELL_SECONDS = 5.0
 _MARGIN_SECONDS = 5.0
 
 
@@ -58,7 +45,7 @@ class Calls:
 
     def __init__(self, channel: grpc.aio.Channel, metadata: Metadata) -> None:
         self._functions: Any = FunctionServiceStub(channel)
-        self._agents: Any = AgentServiceStub(channel)
+        self._agents = AgentCalls(channel, metadata)
         self._metadata = metadata
 
     async def call(self, call: StepCall) -> tuple[Any, str]:
@@ -68,10 +55,7 @@ class Calls:
                 return await self._execute(call), ""
             return await self._assign(call)
         except grpc.aio.AioRpcError as error:
-            status = rpc_status.from_call(error)  # type: ignore[arg-type]
-            if status is not None:
-                raise MeshError.from_status(status) from error
-            raise MeshError(error.code(), error.code().name, error.details() or "") from error
+            raise mesh_error(error) from error
 
     async def _execute(self, call: StepCall) -> Any:
         reference = call.step.function
@@ -113,73 +97,16 @@ class Calls:
             parent_task_id=call.parent_task_id,
         )
         spec.timeout.FromMilliseconds(max(1, int(call.seconds * 1000)))
-        answer = await self._agents.AssignTask(
+        task = await self._agents.done(
             task_pb2.AssignTaskRequest(
                 request_id=call.request_id, spec=spec, on_behalf_of=call.on_behalf_of
             ),
-            metadata=self._metadata,
+            unwanted=call.unwanted,
+            why="its chain has ended",
         )
-        task = answer.task
-        try:
-            while task.state not in _DONE:
-                task = await self._followed(task)
-        except asyncio.CancelledError:
-            if not call.unwanted():
-                raise
-            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
-                await asyncio.shield(self._cancel(task.task_id))
-            raise
         if task.state == task_pb2.TASK_STATE_COMPLETED:
-            return _result_of(task), task.agent_id
+            return result_of(task), task.agent_id
         error = MeshError.from_status(task.error)
         if task.state == task_pb2.TASK_STATE_TIMED_OUT:
             error = deadline_exceeded(error.message, reason="STEP_TIMED_OUT")
         raise error
-
-    async def _followed(self, task: task_pb2.Task) -> task_pb2.Task:
-        watch = self._agents.WatchTask(
-            task_pb2.WatchTaskRequest(task_id=task.task_id, after_revision=task.revision),
-            metadata=self._metadata,
-        )
-        try:
-            async for change in watch:
-                task = change.task
-                if task.state in _DONE:
-                    break
-            else:
-                answer = await self._agents.GetTask(
-                    task_pb2.GetTaskRequest(task_id=task.task_id), metadata=self._metadata
-                )
-                task = answer.task
-        finally:
-            watch.cancel()
-        return task
-
-    async def _cancel(self, task_id: str) -> None:
-        await self._agents.CancelTask(
-            task_pb2.CancelTaskRequest(
-                task_id=task_id, reason="its chain has ended", cancel_children=True
-            ),
-            metadata=self._metadata,
-            timeout=_FAREWELL_SECONDS,
-        )
-
-
-def _result_of(task: task_pb2.Task) -> Any:
-    match task.result.WhichOneof("content"):
-        case "json":
-            try:
-                return json.loads(task.result.json.json)
-            except (ValueError, RecursionError):
-                raise internal("The agent answered what is no JSON.", reason="NOT_JSON") from None
-        case "protobuf":
-            try:
-                return json_format.MessageToDict(
-                    task.result.protobuf, preserving_proto_field_name=True
-                )
-            except (TypeError, ValueError):
-                raise internal(
-                    f"The agent answered a {task.result.protobuf.TypeName()}, which is not known here.",
-                    reason="NOT_JSON",
-                ) from None
-    return None

@@ -15,8 +15,9 @@ from bxmesh.agent.v1 import conversation_archive_pb2 as archive_pb
 from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.server.conversations.archive.conditions import picked, visible
 from bxmesh.server.conversations.archive.embedding import Embedder, EmbeddingError
-from bxmesh.server.conversations.archive.indexing import seen_under, start_of
+from bxmesh.server.conversations.archive.indexing import start_of
 from bxmesh.server.conversations.archive.pieces import Hit, VectorsAwayError
+from bxmesh.server.conversations.archive.seeing import seen_under
 from bxmesh.server.conversations.archive.text_search import find_words
 from bxmesh.server.conversations.archive.words import snippet, terms_of
 from bxmesh.server.database import Database

@@ -23,6 +23,7 @@ from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.security.v1.visibility_pb2 import Visibility
 from bxmesh.server.conversations.archive.conditions import behind, picked, place_of, visible
 from bxmesh.server.conversations.archive.rows import ENDED, conversation_of, rows_of
+from bxmesh.server.conversations.archive.seeing import seen_by
 from bxmesh.server.database import Database
 from bxmesh.server.database.tables import (
     CONVERSATION_LABELS,
@@ -80,15 +81,19 @@ class ConversationStore:
         rows = await asyncio.to_thread(rows_of, data, team)
 
         def save(connection: Connection) -> bool:
-            if connection.scalar(self._save_conversation, rows.conversation) is None:
+            kept = connection.execute(self._save_conversation, rows.conversation).one_or_none()
+            if kept is None:
                 return False
+            sees = " ".join(seen_by(*kept))
             if rows.labels:
                 connection.execute(self._save_label, rows.labels)
             connection.execute(
                 _REST_OF_ONE,
                 {"name": conversation.conversation_id, "last": len(rows.messages) - 1},
             )
-            connection.execute(self._save_message, rows.messages)
+            connection.execute(
+                self._save_message, [{**message, "sees": sees} for message in rows.messages]
+            )
             return True
 
         return await self._database.write(save)
@@ -292,12 +297,12 @@ def _saving_conversation(new: Any) -> Any:
         index_elements=[_C.conversation_id],
         set_={name: statement.excluded[name] for name in changed},
         where=statement.excluded.revision >= _C.revision,
-    ).returning(_C.conversation_id)
+    ).returning(_C.owner, _C.visibility, _C.team)
 
 
 def _saving_message(new: Any) -> Any:
     statement = new(CONVERSATION_MESSAGES)
-    fixed = ("message_id", "conversation_id", "place")
+    fixed = ("message_id", "conversation_id", "place", "sees")
     changed = [column.name for column in CONVERSATION_MESSAGES.columns if column.name not in fixed]
     return statement.on_conflict_do_update(
         index_elements=[_M.conversation_id, _M.place],

@@ -1,0 +1,1 @@
+"""Conversations: several agents, one answer, remembered."""

@@ -1,0 +1,77 @@
+"""Looking after conversations: those that nobody can end any more end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+import grpc
+
+from bxmesh.agent.v1 import conversation_pb2 as pb
+from bxmesh.server.conversations.events import ENDED, OvertakenError, fold
+from bxmesh.server.conversations.mesh import ConversationMesh
+from bxmesh.server.conversations.work import round_name
+from bxmesh.server.errors import MeshError
+from bxmesh.server.streams.ending import Background
+from bxmesh.server.time_ids import id_at
+
+__all__ = ["ConversationKeeper"]
+
+_log = logging.getLogger(__name__)
+
+_EVERY_SECONDS = 60.0
+_YOUNG_SECONDS = 60.0
+_AT_ONCE = 1000
+
+
+class ConversationKeeper(Background):
+    """An async context manager, within which conversations are looked after."""
+
+    def __init__(self, mesh: ConversationMesh) -> None:
+        self._mesh = mesh
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY_SECONDS)
+            try:
+                await self.look()
+            except MeshError as error:
+                _log.warning("conversations are not looked after: %s", error.message)
+
+    async def look(self) -> None:
+        """Looks once. Raises MeshError UNAVAILABLE without Redis or the database."""
+        mesh = self._mesh
+        for name in await mesh.archive.open_names(id_at(time.time() - _YOUNG_SECONDS), _AT_ONCE):
+            story = fold(await mesh.log.all(name))
+            if story is None:
+                await self._end(await mesh.archive.get(name, None), _lost())
+            elif story.conversation.state in ENDED:
+                # The server that ended it did not come to archive it.
+                await mesh.archive.save(story.conversation)
+            elif error := await self._given_up(story.conversation):
+                await self._end(story.conversation, error)
+
+    async def _given_up(self, conversation: pb.Conversation) -> MeshError | None:
+        queue = self._mesh.queue
+        item = round_name(conversation.conversation_id, self._mesh.first_turn(conversation))
+        outcome = await queue.outcome(item)
+        if outcome is not None:
+            return MeshError.from_status(outcome.status) if outcome.status.code else _lost()
+        age = time.time() - conversation.update_time.ToNanoseconds() / 1e9
+        return _lost() if await queue.lost(item, age) else None
+
+    async def _end(self, conversation: pb.Conversation, error: MeshError) -> None:
+        # Otherwise it goes on after all.
+        with contextlib.suppress(OvertakenError):
+            await self._mesh.end(conversation, pb.CONVERSATION_STATE_FAILED, error)
+
+
+def _lost() -> MeshError:
+    # Redis was emptied, or the server that took it was lost before it was queued.
+    return MeshError(
+        grpc.StatusCode.DATA_LOSS,
+        "CONVERSATION_LOST",
+        "Nobody holds the conversation any more. Begin it again, or continue it.",
+    )

@@ -1,0 +1,269 @@
+"""ConversationService: holding conversations, for callers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import grpc
+from redis.asyncio import Redis
+
+from bxmesh.agent.v1 import conversation_pb2 as pb
+from bxmesh.agent.v1.conversation_work_pb2 import ConversationWork
+from bxmesh.server.conversations.archive import Archive
+from bxmesh.server.conversations.archive_rpcs import ArchiveRpcs
+from bxmesh.server.conversations.beginning import begun, continued
+from bxmesh.server.conversations.events import ENDED, EventLog, OvertakenError, fold
+from bxmesh.server.conversations.following import follow
+from bxmesh.server.conversations.keeper import ConversationKeeper
+from bxmesh.server.conversations.mesh import ConversationMesh, no_such_conversation
+from bxmesh.server.conversations.participants import completed
+from bxmesh.server.conversations.runner import ConversationRunner, Surroundings
+from bxmesh.server.conversations.work import KIND, round_name
+from bxmesh.server.errors import MeshError, failed_precondition, resource_exhausted
+from bxmesh.server.interceptors import current_identity
+from bxmesh.server.mutations import Mutation
+from bxmesh.server.open_streams import OpenStreams
+from bxmesh.server.security.circuit_breakers import CircuitBreakers
+from bxmesh.server.security.data_loss import DataGuard
+from bxmesh.server.security.on_behalf import Deputy, caller_of
+from bxmesh.server.security.ownership import may_change, shared_team
+from bxmesh.server.settings import Settings
+from bxmesh.server.streams import Ticket, Worker, WorkerOptions, WorkQueue
+from bxmesh.server.streams.change_bell import ChangeBell
+from bxmesh.server.streams.ending import end_tasks
+
+__all__ = ["ConversationService", "conversation_service"]
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# A conversation that waits for its participants costs little.
+_ROUNDS_AT_A_TIME = 1000
+_MOST_OPEN = 200
+_MOST_TRIES = 100
+
+
+@asynccontextmanager
+async def conversation_service(
+    settings: Settings,
+    redis: Redis,
+    archive: Archive,
+    log: EventLog,
+    queue: WorkQueue,
+    deputy: Deputy,
+    data: DataGuard,
+    circuits: CircuitBreakers,
+) -> AsyncIterator[ConversationService]:
+    """A service with all that it needs, within a block."""
+    async with AsyncExitStack() as stack:
+        bell = await stack.enter_async_context(ChangeBell(redis, "conversations"))
+        mesh = ConversationMesh(redis, queue, log, archive, bell, data, circuits)
+        await stack.enter_async_context(ConversationKeeper(mesh))
+        runner = ConversationRunner(Surroundings(log, archive, deputy, data, bell, archive.meaning))
+        worker = Worker(
+            redis,
+            queue.options,
+            WorkerOptions(
+                f"conversations-{uuid.uuid4().hex[:12]}",
+                concurrency=_ROUNDS_AT_A_TIME,
+                drain_grace=settings.drain_grace,
+                handlers={KIND: runner.execute},
+            ),
+        )
+        running = asyncio.create_task(worker.run())
+        try:
+            yield ConversationService(mesh)
+        finally:
+            worker.stop()
+            await asyncio.wait([running], timeout=settings.drain_grace + queue.options.lease)
+            await end_tasks(running)
+
+
+class ConversationService(ArchiveRpcs):
+    """Stream, start, continue, cancel; what is kept is in the other part."""
+
+    def __init__(self, mesh: ConversationMesh) -> None:
+        super().__init__(mesh)
+        self._streams = OpenStreams()
+
+    def drain(self) -> None:
+        """Ends open streams with UNAVAILABLE (SERVER_STOPPING) and takes no more."""
+        self._streams.end()
+
+    async def StreamConversation(
+        self, request: pb.StreamConversationRequest, context: Context
+    ) -> AsyncIterator[pb.StreamConversationResponse]:
+        """Begins a conversation, or attaches to one, and follows it."""
+        name = request.conversation_id
+        if request.HasField("spec"):
+            name = (await self._begin("StreamConversation", request.spec, request.request_id))[0]
+        else:
+            await self._mesh.seen(name)
+        async with self._streams.stream():
+            async for event in follow(self._mesh, name, request.after_revision):
+                if not (request.omit_deltas and event.HasField("delta")):
+                    yield pb.StreamConversationResponse(event=event)
+
+    async def StartConversation(
+        self, request: pb.StartConversationRequest, context: Context
+    ) -> pb.StartConversationResponse:
+        """Begins a conversation and waits for its end, unless detached."""
+        name, conversation = await self._begin(
+            "StartConversation", request.spec, request.request_id
+        )
+        if not request.detach:
+            async with self._streams.stream():
+                async for event in follow(self._mesh, name, 0):
+                    if event.HasField("ended"):
+                        return pb.StartConversationResponse(conversation=event.ended)
+        if conversation is None:
+            conversation = await self._mesh.seen(name)
+        return pb.StartConversationResponse(conversation=conversation)
+
+    async def SendConversationMessage(
+        self, request: pb.SendConversationMessageRequest, context: Context
+    ) -> pb.SendConversationMessageResponse:
+        """Continues a conversation that has ended."""
+        mesh = self._mesh
+        mutation = self._mutation("SendConversationMessage", request.request_id)
+        if await mutation.answered(pb.SendConversationMessageResponse()):
+            return pb.SendConversationMessageResponse(
+                conversation=await self._own(request.conversation_id)
+            )
+        conversation = await self._own(request.conversation_id)
+        if conversation.state not in ENDED:
+            raise _under_way(conversation.conversation_id)
+        await self._require_room()
+        await mesh.require_sendable(request.message)
+        first = continued(conversation, request)
+        last = first - 1 + (request.turns or conversation.spec.turns or 1)
+        await self._enqueue(conversation, first, last, request.message)
+        short = pb.Conversation(conversation_id=conversation.conversation_id)
+        await mutation.settle(pb.SendConversationMessageResponse(conversation=short))
+        return pb.SendConversationMessageResponse(conversation=conversation)
+
+    async def CancelConversation(
+        self, request: pb.CancelConversationRequest, context: Context
+    ) -> pb.CancelConversationResponse:
+        """Cancels a conversation; one that has ended stays as it is."""
+        mesh = self._mesh
+        conversation = await self._own(request.conversation_id)
+        name = conversation.conversation_id
+        for _ in range(_MOST_TRIES):
+            if conversation.state in ENDED:
+                break
+            story = fold(await mesh.log.all(name))
+            if story is not None:
+                conversation = story.conversation
+            if conversation.state in ENDED:
+                break
+            try:
+                await mesh.end(
+                    conversation,
+                    pb.CONVERSATION_STATE_CANCELLED,
+                    MeshError(
+                        grpc.StatusCode.CANCELLED,
+                        "CONVERSATION_CANCELLED",
+                        "The conversation was cancelled.",
+                    ),
+                )
+            except OvertakenError:
+                # Something was said meanwhile.
+                continue
+            item = round_name(name, mesh.first_turn(conversation))
+            await mesh.queue.cancel(Ticket(item, item, "", "", repeated=False))
+        return pb.CancelConversationResponse(conversation=await self._own(name))
+
+    async def _begin(
+        self, method: str, spec: pb.ConversationSpec, request_id: str
+    ) -> tuple[str, pb.Conversation | None]:
+        """Begins a conversation, unless the same request did; it is durable when this returns."""
+        mesh, identity = self._mesh, current_identity()
+        mutation = self._mutation(method, request_id)
+        if answer := await mutation.answered(pb.StartConversationResponse()):
+            return answer.conversation.conversation_id, None
+        await self._require_room()
+        participants = completed(spec)
+        await mesh.require_sendable(spec.message)
+        conversation = begun(spec, participants, identity.id)
+        if mutation.name:
+            short = pb.Conversation(conversation_id=conversation.conversation_id)
+            counts = await mutation.settle(pb.StartConversationResponse(conversation=short))
+            if counts.conversation.conversation_id != conversation.conversation_id:
+                return counts.conversation.conversation_id, None
+        try:
+            await mesh.archive.save(conversation, shared_team(identity, spec.visibility))
+            await self._enqueue(conversation, 1, spec.turns or 1, spec.message)
+        except MeshError:
+            await mutation.forget()
+            raise
+        return conversation.conversation_id, conversation
+
+    async def _enqueue(
+        self, conversation: pb.Conversation, first: int, last: int, message: str
+    ) -> None:
+        mesh, identity = self._mesh, current_identity()
+        name = conversation.conversation_id
+        started = pb.ConversationEvent(
+            conversation_id=name, revision=conversation.revision, started=conversation
+        )
+        started.event_time.GetCurrentTime()
+        try:
+            await mesh.log.append([started])
+        except OvertakenError:
+            raise _under_way(name) from None
+        item = round_name(name, first)
+        try:
+            await mesh.archive.save(conversation)
+            await mesh.queue.enqueue(
+                KIND,
+                ConversationWork(
+                    conversation_id=name,
+                    caller=caller_of(identity),
+                    first_turn=first,
+                    last_turn=last,
+                    message=message,
+                ),
+                item_id=item,
+                # So that its end is remembered.
+                request_id=item,
+                identity=identity.id,
+            )
+        except MeshError as error:
+            with contextlib.suppress(OvertakenError):
+                await mesh.end(conversation, pb.CONVERSATION_STATE_FAILED, error)
+            raise
+        await mesh.bell.ring(name)
+
+    async def _own(self, name: str) -> pb.Conversation:
+        conversation = await self._mesh.seen(name)
+        if not may_change(current_identity(), conversation.owner):
+            raise no_such_conversation(name)
+        return conversation
+
+    async def _require_room(self) -> None:
+        identity = current_identity()
+        count = await self._mesh.archive.count_open(identity.id)
+        if count >= _MOST_OPEN:
+            raise resource_exhausted(
+                f"{count} conversations of yours have not ended. Wait for some, or cancel them.",
+                retry_after=5.0,
+                reason="TOO_MANY_CONVERSATIONS",
+                subject=identity.id,
+            )
+
+    def _mutation(self, method: str, request_id: str) -> Mutation:
+        mesh = self._mesh
+        return Mutation(mesh.redis, mesh.queue.keys, method, current_identity().id, request_id)
+
+
+def _under_way(name: str) -> MeshError:
+    return failed_precondition(
+        f"{name} is under way. Wait for its end, or cancel it.",
+        reason="CONVERSATION_RUNNING",
+        subject=name,
+    )
