@@ -146,3 +146,15 @@ async def test_a_database_that_is_locked_for_too_long_is_unavailable(
         async with database.writing() as connection:
             await connection.execute(insert(FUNCTIONS).values(name="a", owner="alice"))
         assert await names(database) == ["a"]
+
+
+async def test_who_is_cancelled_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    async with open_database(f"sqlite:///{tmp_path / 'mesh.db'}") as database:
+        for turns in range(60):
+            tasks = [asyncio.create_task(names(database)) for _ in range(4)]
+            for _ in range(turns % 20):
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert await asyncio.gather(*(names(database) for _ in range(8))) == [[]] * 8

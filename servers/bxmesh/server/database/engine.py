@@ -235,7 +235,13 @@ def _engine(url: URL) -> AsyncEngine:
     def begun(connection: Any) -> None:
         writes = connection.get_execution_options().get(_WRITES)
         driver = connection.connection.driver_connection
-        await_only(driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN"))
+        try:
+            await_only(driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN"))
+        except BaseException:
+            # When whoever waits for it is cancelled it begins nevertheless, and whoever gets the
+            # connection next would be in the middle of it.
+            connection.invalidate()
+            raise
 
     return engine
 
