@@ -117,6 +117,11 @@ async def test_agreement_with_the_median_in_earlier_turns_counts() -> None:
     assert outcome.confidence == pytest.approx((0.8 + 0.5) / 2)
 
 
+async def test_who_is_close_is_no_outlier() -> None:
+    outcome = await reach(1, 1, 1, 1, 1.01, 1.1, method=NUMERIC)
+    assert outcome.outliers == ("p5",)
+
+
 async def test_zeros_agree() -> None:
     outcome = await reach(0, 0.0, -0.0, method=NUMERIC)
     assert (outcome.answer, outcome.spread, outcome.confidence) == (0, 0, 0.5)

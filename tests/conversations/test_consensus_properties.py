@@ -22,7 +22,7 @@ _TEXTS = ["yes", "Yes.", "no", "5", "5.0 Å", "6 Å", "not yes", "maybe", "perha
 _WORDS = st.sampled_from(_TEXTS)
 _VALUES = st.one_of(st.none(), st.booleans(), st.integers(0, 3), st.just({"a": 1}), _WORDS)
 _METHODS = st.sampled_from([MAJORITY, WEIGHTED, RANKED, JUDGE, NUMERIC])
-_MANY = settings(max_examples=60, deadline=None)
+_MANY = settings(max_examples=50, deadline=None)
 
 
 class Letters:

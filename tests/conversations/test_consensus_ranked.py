@@ -58,6 +58,13 @@ async def test_ballots_name_answers_or_participants() -> None:
     assert outcome.answer == "blue"
 
 
+async def test_a_name_is_a_participant_before_it_is_an_answer() -> None:
+    outcome = await reach(
+        Fields(text="p1", ranking=["p1"]), Fields(text="blue"), Fields(text="red"), method=RANKED
+    )
+    assert outcome.answer == "blue"
+
+
 async def test_ones_own_answer_is_liked_if_only_last() -> None:
     outcome = await reach(
         Fields(text="x", ranking=["y"]), Fields(text="z"), Fields(text="y"), method=RANKED
@@ -68,8 +75,14 @@ async def test_ones_own_answer_is_liked_if_only_last() -> None:
 
 async def test_of_those_with_fewest_the_one_that_stands_lowest_goes() -> None:
     # All have one; z is nobody's second choice.
-    outcome = await run_off(["x", "y"], ["y", "x"], ["z", "x"])
-    assert (outcome.answer, outcome.tie_break) == ("x", "")
+    outcome = await run_off(["z", "y"], ["x", "y"], ["y", "x"])
+    assert (outcome.answer, outcome.tie_break) == ("y", "")
+
+
+async def test_what_a_ballot_does_not_name_shares_its_last_places() -> None:
+    # x has 3 points, y 3.5, z 2.5: z goes, and its ballot ends.
+    outcome = await run_off(["z"], ["y"], ["x", "y", "z"])
+    assert (outcome.answer, outcome.tie_break) == ("y", "first_stable")
 
 
 async def test_then_the_least_sure_goes_and_then_the_last() -> None:

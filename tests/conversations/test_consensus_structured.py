@@ -68,7 +68,9 @@ async def test_objects_within_objects_and_references() -> None:
 async def test_what_need_not_be_there_is_there_when_half_have_it() -> None:
     with_note = {"group": "P1", "note": "n"}
     without = {"group": "P1"}
-    assert (await merged(with_note, without)).answer == with_note
+    outcome = await merged(with_note, without)
+    assert outcome.answer == with_note
+    assert outcome.confidence == pytest.approx((1 + 1 / 2) / 2 * 0.5)
     outcome = await merged(with_note, without, without)
     assert outcome.answer == without
     assert outcome.confidence == pytest.approx((1 + 2 / 3) / 2 * 0.5)
@@ -112,6 +114,19 @@ async def test_ties_of_fields(
         assert deciding.asked == [("What is it?\n\nWhich is right for group?", ["P1", "P21"])]
 
 
+async def test_the_last_means_that_any_field_needed_is_said() -> None:
+    answers = [("P1", "x", 0.9), ("P1", "y", 0.1), ("P21", "x", 0.5), ("P21", "y", 0.5)]
+    outcome = await merged(
+        *(
+            Fields(value={"group": group, "note": note}, confidence=sure)
+            for group, note, sure in answers
+        ),
+        judge=Deciding(lambda texts: texts.index("P21")),
+    )
+    assert outcome.answer == {"group": "P21", "note": "x"}
+    assert outcome.tie_break == "judge"
+
+
 async def test_texts_of_json_are_answers_too() -> None:
     outcome = await merged(
         '{"group": "P1"}',
@@ -131,7 +146,11 @@ async def test_texts_of_json_are_answers_too() -> None:
 
 async def test_a_median_that_does_not_fit_gives_way_to_a_number_that_was_given() -> None:
     schema = {"type": "object", "properties": {"n": {"type": "number", "multipleOf": 2}}}
-    assert (await merged({"n": 2}, {"n": 4}, schema=schema)).answer == {"n": 2}
+    outcome = await merged(
+        *({"n": n, "s": text} for n, text in [(2, "b"), (2, "c"), (4, "a"), (4, "a")]),
+        schema=schema,
+    )
+    assert outcome.answer == {"n": 2, "s": "a"}
 
 
 async def test_what_does_not_fit_together_gives_way_to_the_answer_that_agrees_most() -> None:
@@ -203,8 +222,23 @@ async def test_many_fields_are_bounded() -> None:
     outcome = await merged(*some, schema={"type": "object"}, judge=judge)
     assert len(outcome.answer) == 300
     assert len(judge.asked) == 16
-    many = [{f"f{index}": voice for index in range(30_000)} for voice in ("x", "y")]
-    assert (await merged(*many, schema={"type": "object"})).answer in many
+    few, many = (
+        [{f"f{index}": number for index in range(count)} for number in (1, 5, 9)]
+        for count in (1_000, 30_000)
+    )
+    assert (await merged(*few, schema={"type": "object"})).answer == few[1]
+    # As wholes all three are tied.
+    assert (await merged(*many, schema={"type": "object"})).answer == many[0]
+
+
+@pytest.mark.parametrize(("levels", "expected"), [(7, 5), (8, 1), (20, 1)])
+async def test_what_is_deep_is_taken_whole(levels: int, expected: int) -> None:
+    answers: list[Any] = [1, 5, 9]
+    wanted: Any = expected
+    for _ in range(levels):
+        answers = [{"x": answer} for answer in answers]
+        wanted = {"x": wanted}
+    assert (await merged(*answers, schema={"type": "object"})).answer == wanted
 
 
 _VALUES = st.fixed_dictionaries(

@@ -33,7 +33,7 @@ class Answer:
     weight: float = 1.0
     """Its weight in a weighted vote, finite and not negative."""
     ranking: Sequence[Json] = ()
-    """For a ranked choice: answers, or participants by name for what they answered, best first."""
+    """For a ranked choice: participants, for what they answered, or else answers, best first."""
     evidence: Sequence[str] = ()
     """What it names in its support."""
 

@@ -32,6 +32,8 @@ _CLOSE = 0.05
 _FEWEST_FOR_OUTLIERS = 4
 _FENCES = 1.5
 
+# Words between a marker and its number.
+_FARTHEST = 6
 _MARKERS = frozenset(("answer", "result", "estimate", "value", "total", "=", "≈"))
 _BETWEEN = frozenset(
     (
@@ -136,8 +138,7 @@ def _voice(answer: Answer, position: int, number: str, unit: str = "") -> Voice:
 def _find(text: str) -> tuple[str, str]:
     whole = len(text) <= LONGEST_TEXT
     if not whole:
-        # What is cut off in front may have been part of a number.
-        text = text[-LONGEST_TEXT // 2 :].partition(" ")[2]
+        text = text[-LONGEST_TEXT // 2 :]
     words = words_of(text.translate(_APART)) or ()
     found = [
         (index, word)
@@ -155,7 +156,7 @@ def _find(text: str) -> tuple[str, str]:
 
 
 def _is_marked(words: Sequence[str], index: int) -> bool:
-    for word in reversed(words[:index]):
+    for word in reversed(words[max(0, index - _FARTHEST) : index]):
         if word.rstrip(":") in _MARKERS:
             return True
         if word not in _BETWEEN:

@@ -8,6 +8,7 @@ Two that are left with as many ballots each are a tie like any other.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -33,12 +34,9 @@ _LONGEST_ENTRY = 512
 async def ranked(table: Table, groups: Groups, breaker: TieBreaker) -> Decision:
     """Returns what the rankings lead to. The share is that of all ballots in the last round."""
     ballots = _ballots(table, groups)
-    in_front = [ballot[0] for ballot in ballots]
-    poll = Poll(
-        table,
-        groups,
-        tally={group: Fraction(in_front.count(group)) for group in set(groups_of(table, groups))},
-    )
+    in_front = Counter(ballot[0] for ballot in ballots)
+    given = {groups[voice.key] for voice in table.now.values()}
+    poll = Poll(table, groups, tally={group: Fraction(in_front[group]) for group in given})
     left = set(poll.members)
     while True:
         counts = _count(ballots, left)
@@ -56,24 +54,19 @@ async def ranked(table: Table, groups: Groups, breaker: TieBreaker) -> Decision:
     return poll.decision(winner, breaker, share=most / len(ballots))
 
 
-def groups_of(table: Table, groups: Groups) -> list[int]:
-    """Returns the group of each answer."""
-    return [groups[voice.key] for voice in table.now.values()]
-
-
 def _ballots(table: Table, groups: Groups) -> list[Ballot]:
     by_name = {voice.answer.participant_id: groups[voice.key] for voice in table.now.values()}
-    as_written = {voice.answer.text: groups[voice.key] for voice in table.now.values()}
+    # Participants go before answers: whoever asks for a ranking names them.
+    as_written = {voice.answer.text: groups[voice.key] for voice in table.now.values()} | by_name
     known: dict[str, int | None] = {}
 
     def find(entry: Json) -> int | None:
         if not isinstance(entry, str):
             return _by_key(entry, groups)
         if entry not in known:
-            found = as_written.get(entry)
-            if found is None and len(entry) <= _LONGEST_ENTRY:
-                found = _by_key(entry, groups)
-            known[entry] = by_name.get(entry) if found is None else found
+            known[entry] = as_written.get(entry)
+            if known[entry] is None and len(entry) <= _LONGEST_ENTRY:
+                known[entry] = _by_key(entry, groups)
         return known[entry]
 
     given = set(by_name.values())
