@@ -29,6 +29,7 @@ NAMES = (
     "functions",
     "host",
     "chains",
+    "search",
     "torch",
     "minimization",
     "restraints",

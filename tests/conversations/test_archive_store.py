@@ -285,6 +285,8 @@ async def test_figures(archive: Archive) -> None:
         return made
 
     answers = [answer(seconds, "a") for seconds in range(1, 101)]
+    # The next question, which nobody answered.
+    answers.append(turn("and then?", 101, "", start_time=at(now - 50), end_time=at(now - 50)))
     await archive.save(conversation("one", answers, begin=now - 200))
     await archive.save(
         conversation(

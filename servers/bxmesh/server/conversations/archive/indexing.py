@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, bindparam, case, delete, or_, select, update
 
 from bxmesh.agent.v1 import conversation_pb2 as pb
-from bxmesh.security.v1.visibility_pb2 import VISIBILITY_ALL, VISIBILITY_TEAM
 from bxmesh.server.conversations.archive.embedding import Embedder, EmbeddingError
 from bxmesh.server.conversations.archive.pieces import MOST_CHUNKS, Piece, VectorsAwayError
 from bxmesh.server.database import Database
@@ -23,14 +22,12 @@ from bxmesh.server.database.tables import (
     CONVERSATIONS,
 )
 from bxmesh.server.errors import MeshError
-from bxmesh.server.security.identities import Identity
-from bxmesh.server.security.ownership import may_change
 from bxmesh.server.streams.ending import Background
 
 if TYPE_CHECKING:
     from bxmesh.server.conversations.archive.vectors import Vectors
 
-__all__ = ["Indexer", "seen_under", "start_of"]
+__all__ = ["Indexer", "start_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -65,9 +62,7 @@ class Indexer(Background):
                 _M.place,
                 _M.revision,
                 _M.said,
-                _C.owner,
-                _C.visibility,
-                _C.team,
+                _M.sees,
                 case((_M.place == 0, _C.conversation)).label("question"),
             )
             .join(CONVERSATIONS, _C.conversation_id == _M.conversation_id)
@@ -164,28 +159,15 @@ class Indexer(Background):
         return found
 
 
-def seen_under(identity: Identity | None) -> list[str] | None:
-    """Returns the names under which an identity sees what others said; None means everything."""
-    if identity is None or may_change(identity):
-        return None
-    team = [f"team:{identity.team}"] if identity.team else []
-    return ["all", f"owner:{identity.id}", *team]
-
-
 def start_of(chunk: int) -> int:
     """Returns where in its text a chunk begins, in characters."""
     return chunk * _CHUNK
 
 
 def _pieces(row: Any, count: int) -> list[Piece]:
-    sees = [f"owner:{row.owner}"]
-    if row.visibility == VISIBILITY_ALL:
-        sees.append("all")
-    if row.visibility == VISIBILITY_TEAM and row.team:
-        sees.append(f"team:{row.team}")
+    sees = tuple(row.sees.split())
     return [
-        Piece(row.conversation_id, row.message_id, row.place, chunk, tuple(sees))
-        for chunk in range(count)
+        Piece(row.conversation_id, row.message_id, row.place, chunk, sees) for chunk in range(count)
     ]
 
 

@@ -24,7 +24,7 @@ class Piece:
     place: int
     chunk: int
     sees: tuple[str, ...]
-    """Who sees it: `owner:NAME`, `team:NAME` and `all`."""
+    """Who sees it, as `seeing.seen_by` has it."""
 
 
 class Hit(NamedTuple):

@@ -68,7 +68,8 @@ def rows_of(data: bytes, team: str) -> Rows:
 
 def _message(whole: pb.Conversation, place: int, turn: pb.Turn, said: bytes) -> dict[str, Any]:
     timed = turn.HasField("start_time") and turn.HasField("end_time")
-    end = microseconds(turn.end_time)
+    # Questions are nobody's answers, and no figures are made of them.
+    end = microseconds(turn.end_time) if turn.participant_id else 0
     return {
         "conversation_id": whole.conversation_id,
         "place": place,

@@ -44,7 +44,7 @@ def _figures(
     answered = (
         select(_M.model, _M.failed, _M.duration, _M.tokens, _M.end_time)
         .join(CONVERSATIONS, _C.conversation_id == _M.conversation_id)
-        .where(seen, _M.place > 0, _M.end_time >= since)
+        .where(seen, _M.end_time >= since)
     ).subquery()
     a = answered.c
     good = case((a.failed == 0, 1), else_=0)

@@ -14,27 +14,29 @@ depends_on = None
 _SQLITE = (
     """
     CREATE VIRTUAL TABLE conversation_search USING fts5(
-        words, content='conversation_messages', content_rowid='message_id',
+        words, sees, content='conversation_messages', content_rowid='message_id',
         tokenize="unicode61 remove_diacritics 0"
     )
     """,
     """
     CREATE TRIGGER conversation_search_insert AFTER INSERT ON conversation_messages BEGIN
-        INSERT INTO conversation_search(rowid, words) VALUES (new.message_id, new.words);
+        INSERT INTO conversation_search(rowid, words, sees)
+        VALUES (new.message_id, new.words, new.sees);
     END
     """,
     """
     CREATE TRIGGER conversation_search_delete AFTER DELETE ON conversation_messages BEGIN
-        INSERT INTO conversation_search(conversation_search, rowid, words)
-        VALUES ('delete', old.message_id, old.words);
+        INSERT INTO conversation_search(conversation_search, rowid, words, sees)
+        VALUES ('delete', old.message_id, old.words, old.sees);
     END
     """,
     """
     CREATE TRIGGER conversation_search_update AFTER UPDATE OF words ON conversation_messages
     WHEN old.words <> new.words BEGIN
-        INSERT INTO conversation_search(conversation_search, rowid, words)
-        VALUES ('delete', old.message_id, old.words);
-        INSERT INTO conversation_search(rowid, words) VALUES (new.message_id, new.words);
+        INSERT INTO conversation_search(conversation_search, rowid, words, sees)
+        VALUES ('delete', old.message_id, old.words, old.sees);
+        INSERT INTO conversation_search(rowid, words, sees)
+        VALUES (new.message_id, new.words, new.sees);
     END
     """,
 )
@@ -43,15 +45,17 @@ _POSTGRESQL = (
     CREATE TABLE conversation_search (
         message_id BIGINT PRIMARY KEY
             REFERENCES conversation_messages (message_id) ON DELETE CASCADE,
-        words TSVECTOR NOT NULL
+        words TSVECTOR NOT NULL,
+        sees TSVECTOR NOT NULL
     )
     """,
-    "CREATE INDEX conversation_search_words ON conversation_search USING gin (words)",
+    "CREATE INDEX conversation_search_words ON conversation_search USING gin (words, sees)",
     """
     CREATE FUNCTION conversation_search_write() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        INSERT INTO conversation_search VALUES (NEW.message_id, to_tsvector('simple', NEW.words))
-        ON CONFLICT (message_id) DO UPDATE SET words = EXCLUDED.words;
+        INSERT INTO conversation_search VALUES (
+            NEW.message_id, to_tsvector('simple', NEW.words), to_tsvector('simple', NEW.sees)
+        ) ON CONFLICT (message_id) DO UPDATE SET words = EXCLUDED.words;
         RETURN NULL;
     END
     $$
@@ -93,9 +97,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "conversation_messages",
-        sa.Column(
-            "message_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), nullable=False
-        ),
+        sa.Column("message_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), nullable=False),
         sa.Column("conversation_id", sa.String(128), nullable=False),
         sa.Column("place", sa.Integer, nullable=False),
         sa.Column("revision", sa.BigInteger, nullable=False),
@@ -106,6 +108,7 @@ def upgrade() -> None:
         sa.Column("tokens", sa.BigInteger, nullable=False),
         sa.Column("said", sa.LargeBinary, nullable=False),
         sa.Column("words", sa.Text, nullable=False),
+        sa.Column("sees", sa.Text, nullable=False),
         sa.Column("vectors", sa.String(64), nullable=False),
         sa.PrimaryKeyConstraint("message_id", name="pk_conversation_messages"),
         sa.UniqueConstraint(
