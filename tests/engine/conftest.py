@@ -7,14 +7,13 @@ import pytest
 
 from bxmesh.server.geometry.engine import ModelInputs, RestraintLibrary
 from bxmesh.server.geometry.engine.model import BuiltModel, build
+from tests.engine.prepared import prepared_library
 from tests.engine.wheel import MTZ_7N2L, PDB_7N2L, wheel_bytes
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> RestraintLibrary:
-    found = RestraintLibrary(tmp_path_factory.mktemp("library"))
-    found.load()
-    return found
+def library() -> RestraintLibrary:
+    return prepared_library()
 
 
 @pytest.fixture(scope="session")

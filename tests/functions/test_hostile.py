@@ -17,6 +17,7 @@ import pytest_asyncio
 from bxmesh.agent.v1 import function_pb2 as pb
 from bxmesh.client.errors import BxmeshError, from_rpc_error, from_status
 from bxmesh.server.streams import connect
+from bxmesh.server.streams.ending import end_tasks
 from tests.functions.hostile_code import CASES, MODULES, Hostile
 from tests.functions.mesh import COMPLETED, FAILED, LIMITED, Caller, World, refused, schema, struct
 from tests.functions.mesh import world as run_world
@@ -167,8 +168,8 @@ def require_nothing_told(*texts: str) -> None:
             assert secret not in text
 
 
-@pytest.mark.parametrize("name", CASES)
-async def test_nothing_is_reached(target: Target, name: str) -> None:
+async def require_nothing_reached(target: Target, name: str) -> None:
+    """Fails when a case reaches what it may not, or leaves the server less than intact."""
     case = CASES[name]
     code = case.code.replace("@FILE@", str(target.file)).replace("@FOLDER@", str(target.folder))
     stored_as = f"hostile.{name.replace('-', '.')}"
@@ -190,6 +191,32 @@ async def test_nothing_is_reached(target: Target, name: str) -> None:
             assert execution.peak_memory_bytes < MEMORY + OVERHEAD
         assert not case.reasons or reason in case.reasons | ALWAYS
         await target.intact()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def attempts(
+    target: Target, request: pytest.FixtureRequest
+) -> AsyncIterator[dict[str, asyncio.Task[None]]]:
+    """All cases that are asked for, as many at a time as there are workers."""
+    room = asyncio.Semaphore(WORKERS)
+
+    async def attempt(name: str) -> None:
+        async with room:
+            await require_nothing_reached(target, name)
+
+    asked = {item.name for item in request.session.items}
+    tasks = {
+        name: asyncio.create_task(attempt(name))
+        for name in CASES
+        if f"test_nothing_is_reached[{name}]" in asked
+    }
+    yield tasks
+    await end_tasks(*tasks.values())
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_nothing_is_reached(attempts: dict[str, asyncio.Task[None]], name: str) -> None:
+    await attempts[name]
 
 
 # What is left behind

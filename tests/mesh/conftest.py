@@ -19,7 +19,7 @@ from tests.mesh.raw import stats
 from tests.processes import children, until
 from tests.tracing.otlp import otlp
 
-__all__ = ["lone", "lone_mesh", "mesh", "otlp", "shared_mesh", "state_dir"]
+__all__ = ["frail", "frail_mesh", "lone", "lone_mesh", "mesh", "otlp", "shared_mesh", "state_dir"]
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -40,7 +40,7 @@ def wait_until_it_serves(mesh: EmbeddedMesh) -> None:
     """Waits until the health service says that all serves, workers too."""
     with grpc.insecure_channel(mesh.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 100
         while stub.Check(health_pb2.HealthCheckRequest()).status != SERVING:
             assert time.monotonic() < deadline, mesh.log_path.read_text()
             time.sleep(0.05)
@@ -54,6 +54,20 @@ def shared_mesh() -> Iterator[EmbeddedMesh]:
         pids = children(mesh.pid)
         yield mesh
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.fixture(scope="session")
+def frail_mesh() -> Iterator[EmbeddedMesh]:
+    """A mesh with one worker, which is killed, and Valkey too; others take their place."""
+    with start_mesh(1) as mesh:
+        yield mesh
+
+
+@pytest.fixture
+def frail(frail_mesh: EmbeddedMesh) -> EmbeddedMesh:
+    """That mesh, when its worker is there again."""
+    wait_until_it_serves(frail_mesh)
+    return frail_mesh
 
 
 @pytest.fixture(scope="session")

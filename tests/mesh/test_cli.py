@@ -1,4 +1,4 @@
-"""The command line as a process, against the running mesh and with one it starts itself."""
+"""The command line, against the running mesh and as a process with one it starts itself."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from bxmesh.client import AsyncMesh
+from bxmesh.client.cli import main
 from bxmesh.server.embedded import EmbeddedMesh
 from tests.engine.test_macromolecule import ETHANOL
 from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, wheel_bytes, wheel_file
@@ -93,6 +95,7 @@ class Home:
         )
 
     async def run(self, *arguments: object) -> Ended:
+        """Runs a command in a process of its own."""
         process = await self.start(*arguments)
         stdout, stderr = await asyncio.wait_for(process.communicate(), 90)
         return Ended(process.returncode or 0, stdout.decode(), stderr.decode())
@@ -106,11 +109,17 @@ def home(short_dir: Path) -> Home:
 
 
 @pytest.fixture
-def bxmesh(home: Home, shared_mesh: EmbeddedMesh) -> Run:
-    """Runs a command against the running mesh."""
+def bxmesh(home: Home, shared_mesh: EmbeddedMesh, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command against the running mesh, in this process, which takes a second less."""
+    monkeypatch.chdir(home.directory)
+    monkeypatch.setenv("COLUMNS", "200")
 
     async def run(*arguments: object) -> Ended:
-        return await home.run(*arguments, "--state-dir", shared_mesh.state_dir)
+        words = [*map(str, arguments), "--state-dir", str(shared_mesh.state_dir)]
+        result = await asyncio.to_thread(CliRunner().invoke, main, words)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Ended(result.exit_code, result.stdout, result.stderr)
 
     return run
 
@@ -154,9 +163,12 @@ async def test_main_job_without_a_server(home: Home) -> None:
     assert [path.name for path in home.directory.iterdir()] == [output.name]
 
 
-async def test_main_job_against_a_server(bxmesh: Run, home: Home, mesh: AsyncMesh) -> None:
+async def test_main_job_against_a_server(
+    home: Home, mesh: AsyncMesh, shared_mesh: EmbeddedMesh
+) -> None:
     output = home.directory / "gradients.npz"
-    ended = await bxmesh("gradients", PDB, "--reflections", DATA, "--json", "--output", output)
+    arguments = ("gradients", PDB, "--reflections", DATA, "--json", "--output", output)
+    ended = await home.run(*arguments, "--state-dir", shared_mesh.state_dir)
     check_report(ended.json)
     arrays = check_output(output, ended.json)
     model = await mesh.create_model(PDB, DATA)

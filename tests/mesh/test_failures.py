@@ -24,43 +24,39 @@ def client(mesh: EmbeddedMesh) -> AsyncMesh:
     return AsyncMesh(mesh.address, state_dir=mesh.state_dir)
 
 
-async def test_worker_killed_while_it_calculates() -> None:
-    with start_mesh(1) as server:
-        async with client(server) as mesh:
-            model = await mesh.create_model(wheel_file(LARGE), include_atoms=True)
-            assert model.atoms is not None
-            batch = model.atoms.sites + np.random.default_rng(1).normal(
-                0, 0.5, (60, *model.atoms.sites.shape)
-            )
-            (victim,) = worker_pids(server.pid)
-            begun = asyncio.Event()
-            call = asyncio.create_task(
-                mesh.gradients(model, batch, on_progress=lambda p: begun.set())
-            )
-            await begun.wait()
+async def test_worker_killed_while_it_calculates(frail: EmbeddedMesh) -> None:
+    async with client(frail) as mesh:
+        model = await mesh.create_model(wheel_file(LARGE), include_atoms=True)
+        assert model.atoms is not None
+        batch = model.atoms.sites + np.random.default_rng(1).normal(
+            0, 0.5, (60, *model.atoms.sites.shape)
+        )
+        (victim,) = worker_pids(frail.pid)
+        begun = asyncio.Event()
+        call = asyncio.create_task(mesh.gradients(model, batch, on_progress=lambda p: begun.set()))
+        await begun.wait()
+        os.kill(victim, signal.SIGKILL)
+        result = await call
+        assert [sample.status for sample in result.samples] == ["ok"] * 60
+        again = await mesh.gradients(model, batch[:2])
+        np.testing.assert_allclose(
+            again.arrays["geometry_sites"], result.arrays["geometry_sites"][:2], rtol=1e-9
+        )
+
+
+async def test_worker_killed_in_a_session(frail: EmbeddedMesh) -> None:
+    async with client(frail) as mesh:
+        model = await mesh.create_model(wheel_file(PDB_1YJP), include_atoms=True)
+        assert model.atoms is not None
+        sites = model.atoms.sites
+        async with mesh.session(model) as session:
+            first = await session.step(sites)
+            (victim,) = worker_pids(frail.pid)
             os.kill(victim, signal.SIGKILL)
-            result = await call
-            assert [sample.status for sample in result.samples] == ["ok"] * 60
-            again = await mesh.gradients(model, batch[:2])
-            np.testing.assert_allclose(
-                again.arrays["geometry_sites"], result.arrays["geometry_sites"][:2], rtol=1e-9
+            second = await session.step(sites)
+            np.testing.assert_array_equal(
+                first.arrays["geometry_sites"], second.arrays["geometry_sites"]
             )
-
-
-async def test_worker_killed_in_a_session() -> None:
-    with start_mesh(1) as server:
-        async with client(server) as mesh:
-            model = await mesh.create_model(wheel_file(PDB_1YJP), include_atoms=True)
-            assert model.atoms is not None
-            sites = model.atoms.sites
-            async with mesh.session(model) as session:
-                first = await session.step(sites)
-                (victim,) = worker_pids(server.pid)
-                os.kill(victim, signal.SIGKILL)
-                second = await session.step(sites)
-                np.testing.assert_array_equal(
-                    first.arrays["geometry_sites"], second.arrays["geometry_sites"]
-                )
 
 
 async def test_dead_worker_leaves_the_registry() -> None:
@@ -106,36 +102,35 @@ def _valkeys(pids: list[int]) -> list[int]:
     return [pid for pid in pids if "valkey" in command(pid)]
 
 
-async def test_valkey_restarted_under_load() -> None:
-    with start_mesh(1) as server:
-        async with client(server) as mesh:
-            model = await mesh.create_model(wheel_file(PDB_1YJP), include_atoms=True)
-            assert model.atoms is not None
-            sites = model.atoms.sites
-            await mesh.gradients(model, sites)
-            failures: list[BxmeshError] = []
+async def test_valkey_restarted_under_load(frail: EmbeddedMesh) -> None:
+    async with client(frail) as mesh:
+        model = await mesh.create_model(wheel_file(PDB_1YJP), include_atoms=True)
+        assert model.atoms is not None
+        sites = model.atoms.sites
+        await mesh.gradients(model, sites)
+        failures: list[BxmeshError] = []
 
-            async def load() -> int:
-                done = 0
-                for _ in range(40):
-                    try:
-                        await mesh.gradients(model, sites, timeout=30)
-                        done += 1
-                    except BxmeshError as error:
-                        failures.append(error)
-                return done
+        async def load() -> int:
+            done = 0
+            for _ in range(40):
+                try:
+                    await mesh.gradients(model, sites, timeout=30)
+                    done += 1
+                except BxmeshError as error:
+                    failures.append(error)
+            return done
 
-            loads = [asyncio.create_task(load()) for _ in range(4)]
-            await asyncio.sleep(0.1)
-            victim = valkey_pid(server.pid)
-            os.kill(victim, signal.SIGKILL)
-            done = sum(await asyncio.gather(*loads))
-            # Clean failures are allowed, silence is not.
-            assert done + len(failures) == 160
-            assert all(isinstance(failure, Unavailable) for failure in failures), failures
-            assert done > 100
-            assert (await mesh.gradients(model, sites)).samples[0].status == "ok"
-            assert valkey_pid(server.pid) != victim
+        loads = [asyncio.create_task(load()) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        victim = valkey_pid(frail.pid)
+        os.kill(victim, signal.SIGKILL)
+        done = sum(await asyncio.gather(*loads))
+        # Clean failures are allowed, silence is not.
+        assert done + len(failures) == 160
+        assert all(isinstance(failure, Unavailable) for failure in failures), failures
+        assert done > 100
+        assert (await mesh.gradients(model, sites)).samples[0].status == "ok"
+        assert valkey_pid(frail.pid) != victim
 
 
 async def test_broken_upload_leaves_nothing(mesh: AsyncMesh, shared_mesh: EmbeddedMesh) -> None:

@@ -17,9 +17,9 @@ from bxmesh.client import AsyncMesh, Progress
 from bxmesh.client.errors import FailedPrecondition, InvalidInput
 from bxmesh.geometry.v1 import gradients_pb2
 from bxmesh.server.embedded import EmbeddedMesh
-from bxmesh.server.geometry.engine import RestraintLibrary
 from bxmesh.tensors import to_message
 from tests.engine.plain import PlainGeometry, labels
+from tests.engine.prepared import prepared_library
 from tests.engine.test_macromolecule import ETHANOL
 from tests.engine.test_order import shuffled
 from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, wheel_bytes, wheel_file
@@ -45,9 +45,9 @@ GEOMETRY = {"target": "geometry"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory: pytest.TempPathFactory) -> None:
+def library() -> None:
     """What cctbx in this process takes restraints from."""
-    RestraintLibrary(tmp_path_factory.mktemp("library")).load()
+    prepared_library()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -19,11 +19,12 @@ from bxmesh.client.cli import main
 from bxmesh.client.errors import BxmeshError
 from bxmesh.geometry.v1 import calculations_pb2 as pb
 from bxmesh.server.embedded import EmbeddedMesh
-from bxmesh.server.geometry.engine import ModelInputs, RestraintLibrary
+from bxmesh.server.geometry.engine import ModelInputs
 from bxmesh.server.geometry.engine.maps import density_map
 from bxmesh.server.geometry.engine.model import BuiltModel, build
 from bxmesh.server.geometry.engine.structure_factors import structure_factors
 from tests.engine.crystals import anomalous_1yjp
+from tests.engine.prepared import prepared_library
 from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, wheel_bytes, wheel_file
 from tests.mesh.models import crystal as created
 from tests.mesh.models import sites_of
@@ -31,10 +32,9 @@ from tests.mesh.raw import noisy
 
 
 @pytest.fixture(scope="module")
-def crystal(tmp_path_factory: pytest.TempPathFactory) -> BuiltModel:
+def crystal() -> BuiltModel:
     """7n2l with its data, in this process."""
-    library = RestraintLibrary(tmp_path_factory.mktemp("library"))
-    return build(ModelInputs(wheel_bytes(PDB_7N2L), wheel_bytes(MTZ_7N2L)), library)
+    return build(ModelInputs(wheel_bytes(PDB_7N2L), wheel_bytes(MTZ_7N2L)), prepared_library())
 
 
 @pytest.fixture

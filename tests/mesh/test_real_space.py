@@ -15,9 +15,10 @@ from bxmesh.client.errors import BxmeshError
 from bxmesh.geometry.v1 import calculations_pb2 as pb
 from bxmesh.security.v1 import credential_pb2, identity_pb2
 from bxmesh.server.embedded import EmbeddedMesh
-from bxmesh.server.geometry.engine import ModelInputs, RestraintLibrary, ccp4
+from bxmesh.server.geometry.engine import ModelInputs, ccp4
 from bxmesh.server.geometry.engine.model import BuiltModel, build
 from bxmesh.server.geometry.engine.real_space import real_space
+from tests.engine.prepared import prepared_library
 from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, wheel_bytes, wheel_file
 from tests.mesh.models import crystal as created
 from tests.mesh.models import sites_of
@@ -26,10 +27,9 @@ from tests.mesh.refusals import NO_BUNDLE, npy
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> BuiltModel:
+def here() -> BuiltModel:
     """7n2l in this process."""
-    library = RestraintLibrary(tmp_path_factory.mktemp("library"))
-    return build(ModelInputs(wheel_bytes(PDB_7N2L)), library)
+    return build(ModelInputs(wheel_bytes(PDB_7N2L)), prepared_library())
 
 
 @pytest.fixture

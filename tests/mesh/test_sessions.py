@@ -376,16 +376,15 @@ async def test_step_sent_again_has_the_scales_of_its_time(
 
 
 async def test_attached_session_is_not_forgotten() -> None:
-    with start_mesh(1, BXMESH_SESSION_IDLE="0.6") as server:
+    # Opening, which a busy machine may take its time for, must take less than this.
+    with start_mesh(1, BXMESH_SESSION_IDLE="3") as server:
         async with AsyncMesh(server.address, state_dir=server.state_dir) as mesh:
             model, sites = await created(mesh)
             async with mesh.session(model) as session:
                 await session.step(sites)
-                async with raw(server) as stubs:
-                    for _ in range(5):
-                        await asyncio.sleep(0.3)
-                        async with stubs.session() as other:
-                            await other.open(session_id=session.session_id)
+                await asyncio.sleep(4)
+                async with raw(server) as stubs, stubs.session() as other:
+                    await other.open(session_id=session.session_id)
 
 
 async def test_closed_session_is_forgotten(lone: AsyncMesh, lone_mesh: EmbeddedMesh) -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from bxmesh.client import AsyncMesh, Model, Supervisor, TaskFailed
 from bxmesh.geometry.v1 import geometry_work_pb2, gradients_pb2
+from bxmesh.server.embedded import EmbeddedMesh
 from bxmesh.tensors import to_message
 from tests.engine.wheel import PDB_1YJP, wheel_file
-from tests.mesh.conftest import start_mesh
 from tests.mesh.test_failures import client
 from tests.processes import worker_pids
 
@@ -98,21 +98,20 @@ async def test_a_cancelled_task_stops_and_the_worker_goes_on(lone: AsyncMesh) ->
     assert (await small).samples[0].geometry.energy > 0
 
 
-async def test_a_worker_killed_at_a_task_is_replaced() -> None:
-    with start_mesh(1) as server:
-        async with client(server) as mesh:
-            model = await mesh.create_model(wheel_file(LARGE), include_atoms=True)
-            uploaded = await _uploaded(mesh, model, 60)
-            (victim,) = worker_pids(server.pid)
-            task = await mesh.assign_task(GRADIENTS, uploaded, capabilities=[GRADIENTS])
-            killed = False
-            async with asyncio.timeout(100), aclosing(mesh.watch_task(task.task_id)) as changes:
-                async for change in changes:
-                    if change.state == "running" and not killed:
-                        os.kill(victim, signal.SIGKILL)
-                        killed = True
-            done = await mesh.task(task.task_id)
-            assert (done.state, done.attempts) == ("completed", 2)
+async def test_a_worker_killed_at_a_task_is_replaced(frail: EmbeddedMesh) -> None:
+    async with client(frail) as mesh:
+        model = await mesh.create_model(wheel_file(LARGE), include_atoms=True)
+        uploaded = await _uploaded(mesh, model, 60)
+        (victim,) = worker_pids(frail.pid)
+        task = await mesh.assign_task(GRADIENTS, uploaded, capabilities=[GRADIENTS])
+        killed = False
+        async with asyncio.timeout(100), aclosing(mesh.watch_task(task.task_id)) as changes:
+            async for change in changes:
+                if change.state == "running" and not killed:
+                    os.kill(victim, signal.SIGKILL)
+                    killed = True
+        done = await mesh.task(task.task_id)
+        assert (done.state, done.attempts) == ("completed", 2)
 
 
 async def _uploaded(mesh: AsyncMesh, model: Model, samples: int) -> Any:

@@ -5,7 +5,8 @@ from functools import cache
 
 import pytest
 
-from bxmesh.server.geometry.engine import ModelInputs, RestraintLibrary
+from bxmesh.server.geometry.engine import ModelInputs
+from tests.engine.prepared import prepared_library
 from tests.engine.wheel import wheel_bytes
 from tests.restraints.plain import Exported
 
@@ -15,10 +16,9 @@ from tests.restraints.backends import BACKENDS, Backend
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
+def exported() -> Callable[..., Exported]:
     """Returns the restraints of a file of the wheel, or of bytes."""
-    library = RestraintLibrary(tmp_path_factory.mktemp("library"))
-    library.load()
+    library = prepared_library()
 
     @cache
     def export(source: str | bytes, *dictionaries: bytes) -> Exported:

@@ -13,16 +13,16 @@ import torch
 
 from bxmesh.client import InvalidInput, Mesh, Model
 from bxmesh.client.torch import AtomMap, CombinedTarget, GeometryEnergy, XrayTarget
-from bxmesh.server.geometry.engine import RestraintLibrary
 from tests.engine.plain import PlainGeometry
+from tests.engine.prepared import prepared_library
 from tests.engine.wheel import PDB_1YJP, wheel_bytes
 from tests.mesh.models import Table
 from tests.torch.conftest import moved, sites_of
 
 
 @pytest.fixture(scope="module")
-def plain(peptide: Model, tmp_path_factory: pytest.TempPathFactory) -> PlainGeometry:
-    RestraintLibrary(tmp_path_factory.mktemp("library")).load()
+def plain(peptide: Model) -> PlainGeometry:
+    prepared_library()
     return PlainGeometry(PDB_1YJP, Table(peptide))  # type: ignore[arg-type]
 
 
