@@ -22,6 +22,15 @@ from bxmesh.client.agents import (
 from bxmesh.client.bundles import AsyncBundles, Bundle
 from bxmesh.client.chains import AsyncChains, Chain, ChainFailed, ChainRun, ChainStep, StepRun
 from bxmesh.client.connection import Timeouts
+from bxmesh.client.conversations import (
+    AgentAnswer,
+    AsyncConversations,
+    Conversation,
+    ConversationEvent,
+    ConversationFailed,
+    Participant,
+    Question,
+)
 from bxmesh.client.definitions import (
     AsyncDefinitions,
     Definition,
@@ -70,11 +79,13 @@ from bxmesh.client.values import Progress, SampleValue
 
 __all__ = [
     "Agent",
+    "AgentAnswer",
     "AgentEvent",
     "AgentInfo",
     "AgentState",
     "AsyncBundles",
     "AsyncChains",
+    "AsyncConversations",
     "AsyncDefinitions",
     "AsyncFunctions",
     "AsyncJobs",
@@ -91,6 +102,9 @@ __all__ = [
     "ChainFailed",
     "ChainRun",
     "ChainStep",
+    "Conversation",
+    "ConversationEvent",
+    "ConversationFailed",
     "DeadlineExceeded",
     "Definition",
     "DefinitionLimits",
@@ -118,8 +132,10 @@ __all__ = [
     "ModelSettings",
     "ModelSummary",
     "NotFound",
+    "Participant",
     "PermissionDenied",
     "Progress",
+    "Question",
     "RealSpaceGradients",
     "ResourceExhausted",
     "Retry",

@@ -19,6 +19,7 @@ from bxmesh.client.calculation import Answer, calculate, compute_gradients
 from bxmesh.client.chains import AsyncChains
 from bxmesh.client.connection import Connection, Timeouts
 from bxmesh.client.content import BUNDLE_ID
+from bxmesh.client.conversations import AsyncConversations
 from bxmesh.client.data_quality import DataReport
 from bxmesh.client.definitions import AsyncDefinitions
 from bxmesh.client.endpoint import resolve
@@ -133,6 +134,8 @@ class AsyncMesh(AgentCalls):
         """Stored functions: create, execute, and look at what became of it."""
         self.chains = AsyncChains(self._connection)
         """Chains: start, follow, cancel, and look at how they ran."""
+        self.conversations = AsyncConversations(self._connection)
+        """Conversations: hold, follow, continue, and look for what was said."""
         self.definitions = AsyncDefinitions(self._connection)
         """Definitions of agents: create, change, start and stop them."""
         self.security = AsyncSecurity(self._connection)

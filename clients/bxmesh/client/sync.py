@@ -16,6 +16,7 @@ from bxmesh.client.blocking import Blocking, Loop, blocking, iterating
 from bxmesh.client.bundles import AsyncBundles
 from bxmesh.client.chains import AsyncChains
 from bxmesh.client.connection import Timeouts
+from bxmesh.client.conversations import AsyncConversations
 from bxmesh.client.definitions import AsyncDefinitions
 from bxmesh.client.functions import AsyncFunctions
 from bxmesh.client.jobs import AsyncJobs
@@ -121,6 +122,25 @@ class Chains(Blocking[AsyncChains]):
     cancel = blocking(AsyncChains.cancel)
     watch = iterating(AsyncChains.watch)
     wait = blocking(AsyncChains.wait)
+
+
+class Conversations(Blocking[AsyncConversations]):
+    """Conversations on the mesh; see AsyncConversations."""
+
+    hold = blocking(AsyncConversations.hold)
+    start = blocking(AsyncConversations.start)
+    stream = iterating(AsyncConversations.stream)
+    follow = iterating(AsyncConversations.follow)
+    wait = blocking(AsyncConversations.wait)
+    send = blocking(AsyncConversations.send)
+    cancel = blocking(AsyncConversations.cancel)
+    get = blocking(AsyncConversations.get)
+    list = iterating(AsyncConversations.list)
+    search = iterating(AsyncConversations.search)
+    export = iterating(AsyncConversations.export)
+    delete = blocking(AsyncConversations.delete)
+    purge = blocking(AsyncConversations.purge)
+    stats = blocking(AsyncConversations.stats)
 
 
 class Security(Blocking[AsyncSecurity]):
@@ -243,6 +263,8 @@ class Mesh(BlockingAgentCalls[AsyncMesh]):
         """Stored functions: create, execute, and look at what became of it."""
         self.chains = Chains(loop, mesh.chains)
         """Chains: start, follow, cancel, and look at how they ran."""
+        self.conversations = Conversations(loop, mesh.conversations)
+        """Conversations: hold, follow, continue, and look for what was said."""
         self.definitions = Definitions(loop, mesh.definitions)
         """Definitions of agents: create, change, start and stop them."""
         self.security = Security(loop, mesh.security)
