@@ -179,6 +179,8 @@ async def test_what_does_not_fit_together_gives_way_to_the_answer_that_agrees_mo
 
 async def test_a_value_need_not_be_an_object() -> None:
     assert (await merged(1, 2, 9, schema={"type": "number"})).answer == 2
+    same = [Fields(value="x"), Fields(text='"x"'), Fields(value="y")]
+    assert (await merged(*same, schema={"type": "string"})).answer == "x"
     assert (await merged([1, 2], [1, 2], [3], schema={"type": "array"})).answer == [1, 2]
     assert (await merged({}, {}, schema={"type": "object"})).answer == {}
 

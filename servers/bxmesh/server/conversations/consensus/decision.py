@@ -11,7 +11,10 @@ from bxmesh.server.conversations.consensus.answers import Answer, Candidate
 from bxmesh.server.conversations.consensus.voices import Voice
 from bxmesh.server.json_values import Json
 
-__all__ = ["Decision", "confidence_of", "evidence_of", "mean_sureness"]
+__all__ = ["Decision", "Votes", "confidence_of", "evidence_of", "mean_sureness"]
+
+Votes = int | Fraction
+"""How much a voice counts; exact, so that neither order nor rounding decides."""
 
 _MOST_EVIDENCE = 64
 _LONGEST_EVIDENCE = 1024
@@ -41,7 +44,7 @@ class Decision:
     """For numbers: who is far off, by position."""
 
 
-def mean_sureness(voices: Iterable[tuple[Voice, Fraction]]) -> float:
+def mean_sureness(voices: Iterable[tuple[Voice, Votes]]) -> float:
     """Returns the mean confidence of voices by their votes; the plain mean where all have none."""
     pairs = [(voice.answer.sureness, float(votes)) for voice, votes in voices]
     total = math.fsum(votes for _, votes in pairs)

@@ -37,6 +37,9 @@ _PAIRED = {closing: opening for opening, closing in _PAIRS.items()}
 _LAYERS = 4
 
 
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
 def text_key(text: str, words: tuple[str, ...] | None) -> str:
     """Returns what two texts share exactly when they are the same; `words` are those of the text."""
     if words is None:
@@ -82,7 +85,7 @@ def words_of(text: str) -> tuple[str, ...] | None:
 
 def data_key(value: Json) -> str:
     """Returns what two values of JSON share exactly when they are equal."""
-    return "json " + json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return "json " + _encode(value)
 
 
 def plain_value(value: Json) -> Json:

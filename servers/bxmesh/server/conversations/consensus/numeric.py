@@ -7,15 +7,11 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 
 from bxmesh.server.conversations.consensus.answers import Answer
 from bxmesh.server.conversations.consensus.decision import Decision, mean_sureness
-from bxmesh.server.conversations.consensus.grouping import by_key
 from bxmesh.server.conversations.consensus.normalisation import LONGEST_TEXT, words_of
 from bxmesh.server.conversations.consensus.numbers import canonical_number, is_unit
-from bxmesh.server.conversations.consensus.polls import Poll
-from bxmesh.server.conversations.consensus.ties import TieBreaker
 from bxmesh.server.conversations.consensus.voices import (
     AbstentionError,
     Table,
@@ -87,8 +83,8 @@ def in_one_unit(table: Table) -> tuple[Table, str, list[Voice]]:
     return fitting, unit, [voice for voice in table.voices if voice.position not in fitting.now]
 
 
-def median(table: Table, breaker: TieBreaker, unit: str = "") -> Decision:
-    """Returns the median of the numbers.
+def median(table: Table, unit: str = "") -> Decision:
+    """Returns the median of the numbers, without groups.
 
     Behind it are those within 5 % of the median of their magnitudes; so numbers that all differ widely
     have nobody behind their median. Far off is who is that, and beyond the quartiles by more than one and a
@@ -108,15 +104,13 @@ def median(table: Table, breaker: TieBreaker, unit: str = "") -> Decision:
         and abs(voice.number - middle) > tolerance
         and not lower - reach <= voice.number <= upper + reach
     ]
-    poll = Poll(table, by_key(voices))
     return Decision(
         answer=plain_number(middle),
         text=_in_words(middle, unit),
         share=len(close) / len(voices),
-        sureness=mean_sureness((voice, Fraction(1)) for voice in close) if close else 0.0,
+        sureness=mean_sureness((voice, 1) for voice in close) if close else 0.0,
         supporters=frozenset(voice.position for voice in close),
         agreement=[_agreement(turn, middle, tolerance) for turn in table.earlier],
-        groups=poll.candidates(breaker),
         spread=upper / 2 - lower / 2,
         outliers=frozenset(off),
     )

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 from bxmesh.server.conversations.consensus.answers import Candidate
-from bxmesh.server.conversations.consensus.decision import Decision, mean_sureness
+from bxmesh.server.conversations.consensus.decision import Decision, Votes, mean_sureness
 from bxmesh.server.conversations.consensus.grouping import Groups
 from bxmesh.server.conversations.consensus.ties import TieBreaker
-from bxmesh.server.conversations.consensus.voices import Table, Voice, as_text
+from bxmesh.server.conversations.consensus.voices import Table, Voice
 from bxmesh.server.errors import failed_precondition
 from bxmesh.server.json_values import Json
 
@@ -18,12 +18,12 @@ __all__ = ["Poll", "equal_votes", "votes_by_weight"]
 _LONGEST_TEXT = 4096
 
 
-def equal_votes(voice: Voice) -> Fraction:
+def equal_votes(voice: Voice) -> Votes:
     """One for each."""
-    return Fraction(1)
+    return 1
 
 
-def votes_by_weight(voice: Voice) -> Fraction:
+def votes_by_weight(voice: Voice) -> Votes:
     """The participant's weight, as it is written in decimals: 0.1 and 0.2 are as much as 0.3."""
     return Fraction(repr(voice.answer.weight))
 
@@ -35,8 +35,8 @@ class Poll:
         self,
         table: Table,
         groups: Groups,
-        votes: Callable[[Voice], Fraction] = equal_votes,
-        tally: Mapping[int, Fraction] | None = None,
+        votes: Callable[[Voice], Votes] = equal_votes,
+        tally: Mapping[int, Votes] | None = None,
     ) -> None:
         """Takes the votes of each group from `tally`, or counts those who gave its answers.
 
@@ -49,11 +49,9 @@ class Poll:
         for voice in table.now.values():
             self.members.setdefault(groups[voice.key], []).append(voice)
         if tally is None:
-            tally = {
-                group: sum(map(votes, voices), Fraction()) for group, voices in self.members.items()
-            }
+            tally = {group: sum(map(votes, voices)) for group, voices in self.members.items()}
         self.tally = tally
-        self.total = sum(tally.values(), Fraction())
+        self.total = sum(tally.values())
         if not self.total:
             raise failed_precondition(
                 "All who have answered have the weight 0; give somebody more",
@@ -125,29 +123,26 @@ class Poll:
         return since
 
     def _share_in(self, turn: Mapping[int, Voice], group: int) -> float | None:
-        total = sum(map(self.votes, turn.values()), Fraction())
+        total = sum(map(self.votes, turn.values()))
         if not total:
             return None
         agreed = (voice for voice in turn.values() if self.groups.get(voice.key) == group)
-        return float(sum(map(self.votes, agreed), Fraction()) / total)
+        return float(sum(map(self.votes, agreed)) / total)
 
 
 def _first_voice(voices: list[Voice]) -> Voice:
     """Who speaks for all: the surest, then the shortest, then the first in the alphabet."""
+    if len(voices) == 1:
+        return voices[0]
+    surest = max(voice.answer.sureness for voice in voices)
     return min(
-        voices,
-        key=lambda voice: (
-            -voice.answer.sureness,
-            len(as_text(voice.value)),
-            as_text(voice.value),
-            len(voice.text),
-            voice.text,
-        ),
+        (voice for voice in voices if voice.answer.sureness == surest),
+        key=lambda voice: (len(voice.written), voice.written, len(voice.text), voice.text),
     )
 
 
 def _spoken_by(voice: Voice) -> tuple[Json, str]:
-    return voice.value, voice.text or as_text(voice.value)
+    return voice.value, voice.text or voice.written
 
 
 def _cut(text: str) -> str:

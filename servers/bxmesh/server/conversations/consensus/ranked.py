@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from fractions import Fraction
 
 from bxmesh.server.conversations.consensus.answers import Answer
 from bxmesh.server.conversations.consensus.decision import Decision
@@ -36,7 +35,7 @@ async def ranked(table: Table, groups: Groups, breaker: TieBreaker) -> Decision:
     ballots = _ballots(table, groups)
     in_front = Counter(ballot[0] for ballot in ballots)
     given = {groups[voice.key] for voice in table.now.values()}
-    poll = Poll(table, groups, tally={group: Fraction(in_front[group]) for group in given})
+    poll = Poll(table, groups, tally={group: in_front[group] for group in given})
     left = set(poll.members)
     while True:
         counts = _count(ballots, left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bxmesh.agent.v1.conversation_pb2 import ConsensusMethod, ConsensusSettings
 from bxmesh.registry.v1.schema_pb2 import Schema
@@ -12,7 +13,7 @@ from bxmesh.server.conversations.consensus.decision import (
     confidence_of,
     evidence_of,
 )
-from bxmesh.server.conversations.consensus.grouping import SIMILARITY, by_meaning
+from bxmesh.server.conversations.consensus.grouping import SIMILARITY, by_key, by_meaning
 from bxmesh.server.conversations.consensus.numeric import in_one_unit, median, read_number
 from bxmesh.server.conversations.consensus.outcome import Outcome
 from bxmesh.server.conversations.consensus.polls import Poll, equal_votes, votes_by_weight
@@ -62,13 +63,13 @@ async def consensus(
     _require_quorum(len(table.now), settings.quorum, participants, silent)
 
     if method == ConsensusMethod.CONSENSUS_METHOD_NUMERIC:
-        decision = median(table, breaker, unit)
+        groups = Poll(table, by_key(table.voices)).candidates(breaker)
+        decision = replace(median(table, unit), groups=groups)
     elif method == ConsensusMethod.CONSENSUS_METHOD_STRUCTURED:
         schema = Schema(json_schema=settings.answer_schema)
         decision = await structured(table, schema, breaker)
     else:
-        groups = await by_meaning(table, meaning, similarity)
-        decision = await _vote(method, table, groups, breaker)
+        decision = await _vote(method, table, await by_meaning(table, meaning, similarity), breaker)
     return _outcome(decision, method, participants, table, silent, breaker)
 
 

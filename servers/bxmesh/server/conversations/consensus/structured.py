@@ -46,7 +46,7 @@ __all__ = ["reader_for", "structured"]
 
 _DEEPEST = 8
 # What anybody says of any part, in any turn; what would need more is taken as a whole.
-_MOST_SAID = 50_000
+_MOST_SAID = 20_000
 _MOST_REFERENCES = 8
 _LONGEST_TEXT = 1 << 20
 
@@ -59,9 +59,10 @@ def reader_for(schema: Schema) -> Reader:
 
     def read(answer: Answer, position: int) -> Voice:
         value = usable_value(answer)
-        if value is None or isinstance(value, str):
-            value = _parsed(value or clean_text(answer))
         problem = _misfit(value, schema)
+        if value is None or (problem and isinstance(value, str)):
+            value = _parsed(value or clean_text(answer))
+            problem = _misfit(value, schema)
         if problem:
             raise AbstentionError(f"its answer does not fit the schema: {problem}")
         return Voice(answer, position, data_key(value), value, clean_text(answer))
@@ -170,8 +171,8 @@ class _Combiner:
         return _Part(decision.answer, decision.answer, [decision])
 
     def _median(self, table: Table, schema: Mapping[str, Any]) -> _Part:
-        table = _keyed(table, data_key)
-        decision = median(table, self._breaker)
+        table = _keyed(table, repr)
+        decision = median(table)
         numbers = sorted(voice.number for voice in table.voices)
         given = plain_number(numbers[(len(numbers) - 1) // 2])
         whole = schema.get("type") == "integer"

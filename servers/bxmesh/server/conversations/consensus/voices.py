@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 
+_DATA = "json "
+
+
 class AbstentionError(Exception):
     """An answer that says nothing which the method can use, and why."""
 
@@ -51,6 +54,14 @@ class Voice(NamedTuple):
     """For numeric methods."""
     unit: str = ""
     """The number's unit, as written."""
+
+    @property
+    def written(self) -> str:
+        """The value as text."""
+        if not isinstance(self.value, str) and self.key.startswith(_DATA):
+            # A large value is written once.
+            return self.key[len(_DATA) :]
+        return as_text(self.value)
 
 
 @dataclass(frozen=True)
@@ -126,4 +137,4 @@ def clean_text(answer: Answer) -> str:
 
 def as_text(value: Json) -> str:
     """Returns a text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else data_key(value).removeprefix("json ")
+    return value if isinstance(value, str) else data_key(value).removeprefix(_DATA)
