@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.agent.v1.conversation_service_pb2_grpc import ConversationServiceStub
@@ -76,6 +77,8 @@ class Talk:
 
     async def hold(self, wanted: pb.ConversationSpec, **fields: Any) -> pb.Conversation:
         """Holds a conversation to its end."""
+        # Otherwise a call that is repeated begins another.
+        fields.setdefault("request_id", uuid4().hex)
         request = pb.StartConversationRequest(spec=wanted, **fields)
         answer = await self.call("StartConversation", request)
         conversation: pb.Conversation = answer.conversation

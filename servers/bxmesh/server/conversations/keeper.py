@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 60.0
 _YOUNG_SECONDS = 60.0
+# No round may take longer than a day.
+_OLD_SECONDS = 2 * 86400.0
 _AT_ONCE = 1000
 
 
@@ -60,7 +62,7 @@ class ConversationKeeper(Background):
         if outcome is not None:
             return MeshError.from_status(outcome.status) if outcome.status.code else _lost()
         age = time.time() - conversation.update_time.ToNanoseconds() / 1e9
-        return _lost() if await queue.lost(item, age) else None
+        return _lost() if age > _OLD_SECONDS or await queue.lost(item, age) else None
 
     async def _end(self, conversation: pb.Conversation, error: MeshError) -> None:
         # Otherwise it goes on after all.

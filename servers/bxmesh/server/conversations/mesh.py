@@ -10,14 +10,14 @@ from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.server.conversations.archive import Archive
 from bxmesh.server.conversations.asking import inspected
 from bxmesh.server.conversations.events import EventLog
-from bxmesh.server.errors import MeshError, not_found
+from bxmesh.server.errors import MeshError
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.security.circuit_breakers import CircuitBreakers
 from bxmesh.server.security.data_loss import DataGuard
 from bxmesh.server.streams import WorkQueue
 from bxmesh.server.streams.change_bell import ChangeBell
 
-__all__ = ["ConversationMesh", "no_such_conversation"]
+__all__ = ["ConversationMesh"]
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,3 @@ class ConversationMesh:
         await self.log.append([ended])
         await self.archive.save(conversation)
         await self.bell.ring(conversation.conversation_id)
-
-
-def no_such_conversation(name: str) -> MeshError:
-    """The error for a conversation that there is not, or that the caller does not see."""
-    return not_found(
-        f"There is no conversation {name}.",
-        reason="CONVERSATION_NOT_FOUND",
-        conversation_id=name,
-    )

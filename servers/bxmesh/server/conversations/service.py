@@ -17,14 +17,20 @@ from bxmesh.agent.v1.conversation_work_pb2 import ConversationWork
 from bxmesh.server.conversations.archive import Archive
 from bxmesh.server.conversations.archive_rpcs import ArchiveRpcs
 from bxmesh.server.conversations.beginning import begun, continued
+from bxmesh.server.conversations.checks import require_holdable
 from bxmesh.server.conversations.events import ENDED, EventLog, OvertakenError, fold
 from bxmesh.server.conversations.following import follow
 from bxmesh.server.conversations.keeper import ConversationKeeper
-from bxmesh.server.conversations.mesh import ConversationMesh, no_such_conversation
+from bxmesh.server.conversations.mesh import ConversationMesh
 from bxmesh.server.conversations.participants import completed
 from bxmesh.server.conversations.runner import ConversationRunner, Surroundings
 from bxmesh.server.conversations.work import KIND, round_name
-from bxmesh.server.errors import MeshError, failed_precondition, resource_exhausted
+from bxmesh.server.errors import (
+    MeshError,
+    failed_precondition,
+    permission_denied,
+    resource_exhausted,
+)
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
@@ -188,6 +194,7 @@ class ConversationService(ArchiveRpcs):
             return answer.conversation.conversation_id, None
         await self._require_room()
         participants = completed(spec)
+        await asyncio.to_thread(require_holdable, spec, participants)
         await mesh.require_sendable(spec.message)
         conversation = begun(spec, participants, identity.id)
         if mutation.name:
@@ -242,7 +249,9 @@ class ConversationService(ArchiveRpcs):
     async def _own(self, name: str) -> pb.Conversation:
         conversation = await self._mesh.seen(name)
         if not may_change(current_identity(), conversation.owner):
-            raise no_such_conversation(name)
+            raise permission_denied(
+                f"Conversation {name} belongs to another identity.", conversation_id=name
+            )
         return conversation
 
     async def _require_room(self) -> None:
