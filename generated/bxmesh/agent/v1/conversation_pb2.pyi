@@ -394,7 +394,7 @@ class Turn(_message.Message):
     """Tokens written."""
     @_builtins.property
     def answer(self) -> _struct_pb2.Value:
-        """The answer as data, when the participant gave one."""
+        """The answer as data, when the participant gave one; at most 65536 bytes."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -448,7 +448,7 @@ class AnswerGroup(_message.Message):
     PARTICIPANT_IDS_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
     share: _builtins.float
-    """The part of the votes it has, 0 to 1."""
+    """The part of the votes it has, 0 to 1; of the first preferences when answers are ranked."""
     @_builtins.property
     def answer(self) -> _struct_pb2.Value:
         """The answer that stands for them."""
@@ -490,7 +490,10 @@ class Consensus(_message.Message):
     text: _builtins.str
     """The answer in words."""
     confidence: _builtins.float
-    """How sure it is, 0 to 1: the winner's share of the votes times the mean confidence behind it."""
+    """How sure it is, 0 to 1: the winner's share of the votes, or of the numbers the part that is near the median, or the
+    mean over the fields, times the mean confidence behind it. From the second turn on half of that factor is how much
+    the answer was agreed on before.
+    """
     method: Global___ConsensusMethod.ValueType
     """The method by which it was reached."""
     tie_break: _builtins.str

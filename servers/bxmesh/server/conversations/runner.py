@@ -46,6 +46,8 @@ _ANSWER_SECONDS = 600.0
 _MARGIN_SECONDS = 60.0
 # All of a conversation is read in one message.
 _MOST_BYTES = 3 << 20
+# Data are compared with one another.
+_MOST_ANSWER_BYTES = 64 << 10
 _SAVE_AGAIN_SECONDS = (0.2, 10.0)
 
 
@@ -402,7 +404,7 @@ def _fill(said: pb.Turn, answer: AgentAnswer) -> None:
     said.text = answer.text
     if answer.answer is not None:
         try:
-            said.answer.CopyFrom(value_of(answer.answer))
+            said.answer.CopyFrom(value_of(answer.answer, _MOST_ANSWER_BYTES))
         except NotJsonError as error:
             raise internal(f"The answer is no data: {error}", reason="ANSWER_INVALID") from None
         said.text = said.text or _words(answer.answer)
