@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -12,9 +13,15 @@ from tests.functions.mesh import world as run_world
 
 
 @pytest.fixture
-async def world(redis: Redis, shared_valkey: str) -> AsyncIterator[World]:
+def options() -> dict[str, Any]:
+    """Its settings, for tests to say otherwise."""
+    return {}
+
+
+@pytest.fixture
+async def world(redis: Redis, shared_valkey: str, options: dict[str, Any]) -> AsyncIterator[World]:
     """A running server on an empty Redis and an empty database."""
-    async with run_world(shared_valkey) as running:
+    async with run_world(shared_valkey, **options) as running:
         yield running
 
 

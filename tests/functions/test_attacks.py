@@ -21,7 +21,6 @@ from bxmesh.registry.v1 import agent_definition_pb2 as pb
 from bxmesh.registry.v1.schema_pb2 import Schema
 from bxmesh.security.v1 import credential_pb2
 from bxmesh.security.v1.visibility_pb2 import VISIBILITY_ALL
-from bxmesh.server.definitions import store
 from bxmesh.server.functions.slots import FairSlots
 from bxmesh.server.interceptors.validation import refuse_invalid
 from bxmesh.server.json_schemas import SchemaError, find_misfit
@@ -339,27 +338,6 @@ async def test_an_execution_that_redis_has_lost_ends(
     execution = await look(admin, begun[-1].execution_id)
     assert execution.state == FAILED
     assert from_status(execution.error).reason == "EXECUTION_LOST"
-
-
-async def test_deleted_definitions_take_no_room(
-    admin: Caller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store, "_MOST_DEFINITIONS", 1)
-    monkeypatch.setattr(store, "_MOST_DELETED", 2)
-    for name in ("a", "b", "c", "d", "a", "e"):
-        await admin.registry.CreateAgentDefinition(
-            pb.CreateAgentDefinitionRequest(definition=pb.AgentDefinition(definition_id=name)),
-            metadata=admin.metadata,
-        )
-        await admin.registry.DeleteAgentDefinition(
-            pb.DeleteAgentDefinitionRequest(definition_id=name), metadata=admin.metadata
-        )
-    watch = admin.registry.WatchAgentDefinitions(
-        pb.WatchAgentDefinitionsRequest(after_revision=1), metadata=admin.metadata
-    )
-    told = [(await watch.read()).definition.definition_id for _ in range(2)]
-    assert told == ["a", "e"]
-    watch.cancel()
 
 
 async def test_many_small_values_keep_nobody_waiting() -> None:

@@ -391,10 +391,8 @@ async def until(chains: Chains, run_id: str, holds: Any) -> pb.ChainRun:
     raise AssertionError(run)
 
 
-async def test_nobody_has_all_the_room(
-    world: World, chains: Chains, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bxmesh.server.chains.service._MOST_OPEN_RUNS", 2)
+@pytest.mark.parametrize("options", [{"max_open_runs": 2}])
+async def test_nobody_has_all_the_room(world: World, chains: Chains) -> None:
     slow = chain(step("slow", function="test.sleep"))
     runs = [await chains.start(slow, {"seconds": 20}) for _ in range(2)]
     assert (await refused(chains.start(slow, {"seconds": 20}))).reason == "TOO_MANY_RUNS"

@@ -244,9 +244,11 @@ async def _add_services(
     if {"registry", "functions", "agent"} & set(settings.services):
         database = await stack.enter_async_context(open_database(settings.database))
         server.database = database
-        functions = await stack.enter_async_context(FunctionCache(redis, FunctionStore(database)))
+        functions = await stack.enter_async_context(
+            FunctionCache(redis, FunctionStore(database, settings.function_holdings))
+        )
         visible = VisibleFunctions(functions)
-        definitions = DefinitionStore(database)
+        definitions = DefinitionStore(database, settings.definition_holdings)
         delegation = by_directory(secured.mesh.directory)
         inside = await stack.enter_async_context(deputy(secured.mesh.tokens, server.inside))
     if "registry" in settings.services:
@@ -272,7 +274,7 @@ async def _add_services(
                 functions,
                 queue,
                 inside,
-                lambda name: users_of(definitions, name),
+                lambda name, owners: users_of(definitions, name, owners),
                 delegation,
             )
         )

@@ -3,20 +3,69 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
 from bxmesh.server.errors import MeshError, invalid_argument
 
-__all__ = ["page_of", "token_invalid", "token_of", "token_place"]
+__all__ = ["Batch", "collect", "page_of", "token_invalid", "token_of", "token_place"]
 
 _DEFAULT_SIZE = 100
+# What is left out is looked at too, and some call must look at the rest.
+_MOST_READS = 25
 # gRPC clients take messages of 4 MiB.
 _MOST_BYTES = 2 << 20
 
 T = TypeVar("T")
+R = TypeVar("R")
+M = TypeVar("M", bound=Message)
+
+
+class Batch(NamedTuple, Generic[R]):
+    """What was read of a list at once."""
+
+    rows: Sequence[R]
+    end: str
+    """Up to which place was looked; empty when nothing comes behind."""
+
+
+async def collect(
+    request: Any,
+    read: Callable[[str], Awaitable[Batch[R]]],
+    place_of: Callable[[R], str],
+    shown: Callable[[R], Awaitable[M | None]],
+    *,
+    begin: str = "",
+) -> tuple[list[M], str]:
+    """Returns a page of what is read in batches, and the token of the next page, empty on the last.
+
+    `read` takes the place behind which a batch begins, for the first page `begin`; `shown` returns
+    what a row is shown as, None to leave it out. A page of large things ends early, and so does one
+    for which much was read: then it may be empty, and have a next one. Raises MeshError like
+    `token_place`, and what `read` and `shown` raise.
+    """
+    place, size, room = (
+        token_place(request) or begin,
+        request.page_size or _DEFAULT_SIZE,
+        _MOST_BYTES,
+    )
+    page: list[M] = []
+    for _ in range(_MOST_READS):
+        batch = await read(place)
+        for row in batch.rows:
+            message = await shown(row)
+            if message is not None:
+                room -= message.ByteSize()
+                if page and (len(page) == size or room < 0):
+                    return page, token_of(request, place)
+                page.append(message)
+            place = place_of(row)
+        if not batch.end:
+            return page, ""
+        place = batch.end
+    return page, token_of(request, place)
 
 
 def page_of(

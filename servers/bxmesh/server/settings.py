@@ -12,6 +12,8 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bxmesh.client.endpoint import state_directory
+from bxmesh.server.database.holdings import Holdings
+from bxmesh.server.database.retention import Kept
 from bxmesh.server.streams.mailboxes import MailboxOptions
 from bxmesh.server.streams.seals import Seals, seals_of
 
@@ -146,10 +148,28 @@ class Settings(BaseSettings):
     """Sandbox processes, and with them executions of functions at a time."""
     function_queue: int = Field(default=1000, ge=1)
     """Executions that may wait for one of them."""
+    max_functions: int = Field(default=1000, ge=1)
+    """Functions that one identity may keep."""
+    max_function_versions: int = Field(default=1000, ge=1)
+    """Versions of one of them."""
+    max_definitions: int = Field(default=1000, ge=1)
+    """Definitions that one identity may keep."""
+    max_definition_versions: int = Field(default=1000, ge=1)
+    """Versions of one of them."""
+    max_stored_bytes: int = Field(default=256 << 20, gt=0)
+    """What the functions of one identity may take, and as much its definitions."""
     execution_days: float = Field(default=30.0, gt=0)
-    """How many days an execution is kept."""
-    max_executions: int = Field(default=1_000_000, ge=1)
-    """How many are."""
+    """How many days an execution, or a run of a chain, is kept after it has ended."""
+    max_executions: int = Field(default=100_000, ge=1)
+    """Executions that have ended and are kept for one identity; the oldest goes first."""
+    max_runs: int = Field(default=10_000, ge=1)
+    """Runs of chains likewise."""
+    max_history_bytes: int = Field(default=1 << 30, ge=16 << 20)
+    """What these executions may take, and as much these runs."""
+    max_open_executions: int = Field(default=2000, ge=1)
+    """Durable executions of one identity that have not ended."""
+    max_open_runs: int = Field(default=200, ge=1)
+    """Runs of chains likewise."""
 
     token_key_days: int = Field(default=30, ge=1)
     """How many days a key signs tokens before the next one does."""
@@ -182,6 +202,38 @@ class Settings(BaseSettings):
             history_lifetime=self.message_history_lifetime,
             seals=self.seals,
         )
+
+    @property
+    def function_holdings(self) -> Holdings:
+        """How many functions an owner may keep."""
+        return Holdings(
+            "functions",
+            self.max_functions,
+            self.max_function_versions,
+            self.max_stored_bytes,
+            "Delete some versions.",
+        )
+
+    @property
+    def definition_holdings(self) -> Holdings:
+        """How many definitions an owner may keep."""
+        return Holdings(
+            "definitions",
+            self.max_definitions,
+            self.max_definition_versions,
+            self.max_stored_bytes,
+            "Delete the definition, or another, with all its versions.",
+        )
+
+    @property
+    def kept_executions(self) -> Kept:
+        """How much of the history of executions is kept."""
+        return Kept(self.execution_days, self.max_executions, self.max_history_bytes)
+
+    @property
+    def kept_runs(self) -> Kept:
+        """How much of the history of chains is kept."""
+        return Kept(self.execution_days, self.max_runs, self.max_history_bytes)
 
     @property
     def seals(self) -> Seals:

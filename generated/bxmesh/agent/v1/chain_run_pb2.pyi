@@ -345,7 +345,9 @@ Global___GetChainResponse: _TypeAlias = GetChainResponse  # noqa: Y015
 
 @_typing.final
 class ListChainsRequest(_message.Message):
-    """ListChainsRequest asks for a page of runs, newest first."""
+    """ListChainsRequest asks for a page of runs, newest first. Of those that have ended each identity's oldest go when there
+    are too many of them, or they take too much.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -388,7 +390,9 @@ class ListChainsResponse(_message.Message):
     RUNS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty on the last."""
+    """Asks for the next page; empty on the last. A page may hold fewer than were asked for, or none, and not be the last:
+    one call looks at so many only, whatever its filter leaves out.
+    """
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainRun]:
         """The runs of this page."""

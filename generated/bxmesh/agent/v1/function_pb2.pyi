@@ -278,11 +278,13 @@ class CreateFunctionRequest(_message.Message):
     characters, a UUID for example; empty means no such protection.
     """
     validate_only: _builtins.bool
-    """Whether only to check it."""
+    """Whether only to check it: nothing is stored, and what would not be is refused."""
     @_builtins.property
     def function(self) -> Global___Function:
         """The function. INVALID_ARGUMENT names each place where it does not parse, does not fit its schemas or imports what
-        it may not. ALREADY_EXISTS for another content under the same version.
+        it may not. ALREADY_EXISTS for another content under the same version. The same content is the same version, which
+        then has the description, labels, example and visibility that are given here. RESOURCE_EXHAUSTED when its owner
+        would keep more functions, versions of one, or bytes of all than the server lets anybody keep.
         """
 
     @_builtins.property
@@ -314,7 +316,7 @@ class CreateFunctionResponse(_message.Message):
     FUNCTION_FIELD_NUMBER: _builtins.int
     EXISTED_FIELD_NUMBER: _builtins.int
     existed: _builtins.bool
-    """Whether the same content was there already."""
+    """Whether the same content was there already; its description, labels, example and visibility are the new ones."""
     @_builtins.property
     def function(self) -> Global___Function:
         """The function as stored."""
@@ -508,7 +510,9 @@ class ListFunctionsResponse(_message.Message):
     FUNCTIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty on the last."""
+    """Asks for the next page; empty on the last. A page may hold fewer than were asked for, or none, and not be the last:
+    one call looks at so many only, whatever its filter leaves out.
+    """
     @_builtins.property
     def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Function]:
         """The functions of this page."""
@@ -529,7 +533,10 @@ Global___ListFunctionsResponse: _TypeAlias = ListFunctionsResponse  # noqa: Y015
 
 @_typing.final
 class DeleteFunctionRequest(_message.Message):
-    """DeleteFunctionRequest deletes a function. FAILED_PRECONDITION while an active definition or chain uses it."""
+    """DeleteFunctionRequest deletes a function. FAILED_PRECONDITION while an active definition of its owner's or the caller's
+    uses it, in a rule, as a tool or in its chain. Those of others keep nobody from deleting what is their own; what they
+    call of it fails from then on.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -864,7 +871,9 @@ Global___GetExecutionResponse: _TypeAlias = GetExecutionResponse  # noqa: Y015
 
 @_typing.final
 class ListExecutionsRequest(_message.Message):
-    """ListExecutionsRequest asks for a page of executions, newest first."""
+    """ListExecutionsRequest asks for a page of executions, newest first. Of those that have ended each identity's oldest go
+    when there are too many of them, or they take too much.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -911,7 +920,9 @@ class ListExecutionsResponse(_message.Message):
     EXECUTIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty on the last."""
+    """Asks for the next page; empty on the last. A page may hold fewer than were asked for, or none, and not be the last:
+    one call looks at so many only, whatever its filter leaves out.
+    """
     @_builtins.property
     def executions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Execution]:
         """The executions of this page, without what they printed."""

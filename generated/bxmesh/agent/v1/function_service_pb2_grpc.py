@@ -99,7 +99,7 @@ class FunctionServiceServicer(object):
     """
 
     def CreateFunction(self, request, context):
-        """CreateFunction checks and stores a function. A function that is stored never changes.
+        """CreateFunction checks and stores a function. What a version does never changes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class FunctionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FunctionServiceAsyncStub: ...
     CreateFunction: _grpc.UnaryUnaryMultiCallable[_function_pb2.CreateFunctionRequest, _function_pb2.CreateFunctionResponse]
-    """CreateFunction checks and stores a function. A function that is stored never changes."""
+    """CreateFunction checks and stores a function. What a version does never changes."""
     UpdateFunctionAlias: _grpc.UnaryUnaryMultiCallable[_function_pb2.UpdateFunctionAliasRequest, _function_pb2.UpdateFunctionAliasResponse]
     """UpdateFunctionAlias lets a name such as "stable" mean another version."""
     GetFunction: _grpc.UnaryUnaryMultiCallable[_function_pb2.GetFunctionRequest, _function_pb2.GetFunctionResponse]
@@ -66,7 +66,7 @@ class FunctionServiceAsyncStub(FunctionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateFunction: _aio.UnaryUnaryMultiCallable[_function_pb2.CreateFunctionRequest, _function_pb2.CreateFunctionResponse]  # type: ignore[assignment]
-    """CreateFunction checks and stores a function. A function that is stored never changes."""
+    """CreateFunction checks and stores a function. What a version does never changes."""
     UpdateFunctionAlias: _aio.UnaryUnaryMultiCallable[_function_pb2.UpdateFunctionAliasRequest, _function_pb2.UpdateFunctionAliasResponse]  # type: ignore[assignment]
     """UpdateFunctionAlias lets a name such as "stable" mean another version."""
     GetFunction: _aio.UnaryUnaryMultiCallable[_function_pb2.GetFunctionRequest, _function_pb2.GetFunctionResponse]  # type: ignore[assignment]
@@ -99,7 +99,7 @@ class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _function_pb2.CreateFunctionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_function_pb2.CreateFunctionResponse, _abc.Awaitable[_function_pb2.CreateFunctionResponse]]:
-        """CreateFunction checks and stores a function. A function that is stored never changes."""
+        """CreateFunction checks and stores a function. What a version does never changes."""
 
     @_abc_1.abstractmethod
     def UpdateFunctionAlias(

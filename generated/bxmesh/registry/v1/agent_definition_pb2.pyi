@@ -395,7 +395,9 @@ class CreateAgentDefinitionRequest(_message.Message):
     """
     @_builtins.property
     def definition(self) -> Global___AgentDefinition:
-        """The definition. ALREADY_EXISTS when the name is taken. It is a draft at first."""
+        """The definition. ALREADY_EXISTS when the name is taken. It is a draft at first. RESOURCE_EXHAUSTED when its owner
+        would keep more definitions, or bytes of all, than the server lets anybody keep.
+        """
 
     def __init__(
         self,
@@ -453,7 +455,9 @@ class UpdateAgentDefinitionRequest(_message.Message):
     """The revision that is changed: ABORTED when it is another by now; 0 means whatever it is."""
     @_builtins.property
     def definition(self) -> Global___AgentDefinition:
-        """The new values; definition_id names it."""
+        """The new values; definition_id names it. RESOURCE_EXHAUSTED when it has as many versions as the server lets any have,
+        or its owner would keep too many bytes.
+        """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
@@ -678,7 +682,9 @@ class ListAgentDefinitionsResponse(_message.Message):
     DEFINITIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty on the last."""
+    """Asks for the next page; empty on the last. A page may hold fewer than were asked for, or none, and not be the last:
+    one call looks at so many only, whatever its filter leaves out.
+    """
     @_builtins.property
     def definitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentDefinition]:
         """The definitions of this page."""
@@ -812,7 +818,10 @@ class WatchAgentDefinitionsRequest(_message.Message):
 
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
     after_revision: _builtins.int
-    """Only changes after this revision; 0 means all definitions that are active or draining first."""
+    """Only changes after this revision; 0 means all definitions that are active or draining first. OUT_OF_RANGE
+    (REVISION_COMPACTED) when deletions after it are not kept any more: begin again at 0, and let go of what is not told
+    until `complete`.
+    """
     def __init__(
         self,
         *,

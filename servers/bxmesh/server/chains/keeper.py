@@ -1,4 +1,4 @@
-"""Looking after runs: those that nobody can end any more end, and old ones are forgotten."""
+"""Looking after runs: those that nobody can end any more end."""
 
 from __future__ import annotations
 
@@ -27,11 +27,9 @@ _YOUNG_SECONDS = 60.0
 class ChainKeeper(Background):
     """An async context manager, within which runs are looked after."""
 
-    def __init__(self, store: ChainStore, queue: WorkQueue, days: float) -> None:
-        """Takes how many days a run is kept."""
+    def __init__(self, store: ChainStore, queue: WorkQueue) -> None:
         self._store = store
         self._queue = queue
-        self._days = days
 
     async def _run(self) -> None:
         while True:
@@ -43,11 +41,9 @@ class ChainKeeper(Background):
 
     async def look(self) -> None:
         """Looks once. Raises MeshError UNAVAILABLE without Redis or the database."""
-        now = time.time()
-        for run_id in await self._store.open_runs(id_at(now - _YOUNG_SECONDS)):
+        for run_id in await self._store.open_runs(id_at(time.time() - _YOUNG_SECONDS)):
             if error := await self._lost(run_id):
                 await self._end(run_id, error)
-        await self._store.forget(id_at(now - self._days * 86400.0))
 
     async def _lost(self, run_id: str) -> MeshError | None:
         outcome = await self._queue.outcome(run_id)

@@ -35,7 +35,7 @@ from bxmesh.server.json_schemas import SchemaError, find_misfit
 from bxmesh.server.json_values import NotJsonError, json_of, value_of
 from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
-from bxmesh.server.pages import token_of, token_place
+from bxmesh.server.pages import Batch, collect
 from bxmesh.server.security.delegation import Delegation
 from bxmesh.server.security.on_behalf import Deputy, caller_of
 from bxmesh.server.security.ownership import may_change
@@ -50,16 +50,11 @@ __all__ = ["ChainService", "chain_queue_options", "chain_service"]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _KIND = "chain.run"
-# A run that waits for its steps costs little. Nobody has room for more than a part of them.
+# A run that waits for its steps costs little.
 _RUNS_AT_A_TIME = 1000
-_MOST_OPEN_RUNS = 200
 _MOST_ATTEMPTS = 100
 _OUTCOME_SECONDS = 86400.0
 _LOOK_SECONDS = 2.0
-_DEFAULT_PAGE = 100
-_MOST_PAGE_BYTES = 2 << 20
-# With their inputs and outputs they may be large.
-_ROWS_AT_ONCE = 20
 
 
 def chain_queue_options(settings: Settings) -> QueueOptions:
@@ -87,9 +82,10 @@ async def chain_service(
 ) -> AsyncIterator[ChainService]:
     """A service with all that it needs, within a block."""
     async with AsyncExitStack() as stack:
-        store = ChainStore(database)
+        store = ChainStore(database, settings.kept_runs)
+        await stack.enter_async_context(store.retention)
         bell = await stack.enter_async_context(ChangeBell(redis, "chains"))
-        await stack.enter_async_context(ChainKeeper(store, queue, settings.execution_days))
+        await stack.enter_async_context(ChainKeeper(store, queue))
         runner = ChainRunner(store, deputy, bell)
         worker = Worker(
             redis,
@@ -105,7 +101,14 @@ async def chain_service(
         try:
             yield ChainService(
                 ChainMesh(
-                    redis, queue, store, DefinitionStore(database), functions, bell, delegation
+                    redis,
+                    queue,
+                    store,
+                    DefinitionStore(database, settings.definition_holdings),
+                    functions,
+                    bell,
+                    delegation,
+                    settings.max_open_runs,
                 )
             )
         finally:
@@ -125,6 +128,8 @@ class ChainMesh:
     functions: Functions
     bell: ChangeBell
     delegation: Delegation
+    max_open_runs: int
+    """Of one identity."""
 
 
 class ChainService:
@@ -164,12 +169,13 @@ class ChainService:
             run.definition_id = definition.definition_id
             run.definition_version = definition.version
         open_runs = await mesh.store.count_open(identity.id)
-        if open_runs >= _MOST_OPEN_RUNS:
+        if open_runs >= mesh.max_open_runs:
             raise resource_exhausted(
                 f"{open_runs} runs of yours have not ended. Wait for some, or cancel them.",
                 retry_after=5.0,
                 reason="TOO_MANY_RUNS",
-                subject=identity.id,
+                subject=f"identity:{identity.id}",
+                quota="max_open_runs",
             )
         await check_chain(run.chain, mesh.functions, identity, max_depth=MOST_DEPTH)
         await asyncio.to_thread(_check_input, run.chain, request)
@@ -210,30 +216,22 @@ class ChainService:
     ) -> pb.ListChainsResponse:
         """Lists runs, the newest first."""
         identity = current_identity()
-        size = request.page_size or _DEFAULT_PAGE
-        place = token_place(request)
-        page: list[pb.ChainRun] = []
-        room = _MOST_PAGE_BYTES
-        while True:
-            found = await self._mesh.store.page(
+
+        async def read(place: str) -> Batch[pb.ChainRun]:
+            return await self._mesh.store.page(
                 place,
-                _ROWS_AT_ONCE,
                 owner="" if may_change(identity) else identity.id,
                 definition_id=request.definition_id,
                 states=list(request.states),
             )
-            for run in found:
-                run.ClearField("input")
-                run.ClearField("output")
-                room -= run.ByteSize()
-                if page and (len(page) == size or room < 0):
-                    return pb.ListChainsResponse(
-                        runs=page, next_page_token=token_of(request, place)
-                    )
-                page.append(run)
-                place = run.run_id
-            if len(found) < _ROWS_AT_ONCE:
-                return pb.ListChainsResponse(runs=page)
+
+        async def shown(run: pb.ChainRun) -> pb.ChainRun:
+            run.ClearField("input")
+            run.ClearField("output")
+            return run
+
+        runs, token = await collect(request, read, lambda run: run.run_id, shown)
+        return pb.ListChainsResponse(runs=runs, next_page_token=token)
 
     async def CancelChain(
         self, request: pb.CancelChainRequest, context: Context

@@ -9,8 +9,11 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 
 from bxmesh.agent.v1 import chain_run_pb2 as pb
 from bxmesh.server.database import Database
+from bxmesh.server.database.retention import Kept, Retention
 from bxmesh.server.database.tables import CHAIN_RUNS, CHAIN_STEPS
+from bxmesh.server.database.windows import look
 from bxmesh.server.errors import MeshError, not_found
+from bxmesh.server.pages import Batch
 
 __all__ = ["ENDED", "ChainStore", "RunEndedError", "no_such_run"]
 
@@ -28,6 +31,8 @@ ENDED = frozenset(
 """States that are never left."""
 # They come first.
 _OPEN = _R.state < min(ENDED)
+# With their inputs and outputs they may be large.
+_ROWS_AT_ONCE = 20
 _STEP_CHANGED = update(CHAIN_STEPS).where(
     _S.run_id == bindparam("which_run"), _S.place == bindparam("which_place")
 )
@@ -51,7 +56,9 @@ _RUN_CHANGED = (
     .values(revision=_R.revision + bindparam("count"))
     .returning(_R.revision)
 )
-_WHOLE_CHANGED = _RUN_CHANGED.values(state=bindparam("new_state"), run=bindparam("new_run"))
+_WHOLE_CHANGED = _RUN_CHANGED.values(
+    state=bindparam("new_state"), run=bindparam("new_run"), size=bindparam("new_size")
+)
 
 
 class RunEndedError(Exception):
@@ -72,8 +79,11 @@ class Changes(NamedTuple):
 class ChainStore:
     """All runs. Methods raise MeshError UNAVAILABLE without the database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, kept: Kept) -> None:
+        """Takes how much is kept of those that have ended."""
         self._database = database
+        self.retention = Retention(database, _R.run_id, _R.state >= min(ENDED), kept)
+        """Forgets them."""
 
     async def create(self, run: pb.ChainRun) -> None:
         """Stores a new run with its steps."""
@@ -87,6 +97,7 @@ class ChainStore:
                     state=run.state,
                     revision=run.revision,
                     run=_without_steps(run),
+                    size=0,
                 )
             )
             connection.execute(
@@ -137,25 +148,31 @@ class ChainStore:
     async def page(
         self,
         before: str,
-        count: int,
         *,
         owner: str = "",
         definition_id: str = "",
         states: Sequence[int] = (),
-    ) -> list[pb.ChainRun]:
+    ) -> Batch[pb.ChainRun]:
         """Returns runs, the newest first, without steps; those older than `before`, unless it is
         empty."""
-        query = select(CHAIN_RUNS).order_by(_R.run_id.desc()).limit(count)
+        query = select(CHAIN_RUNS)
         if owner:
             query = query.where(_R.owner == owner)
         if definition_id:
             query = query.where(_R.definition_id == definition_id)
         if states:
             query = query.where(_R.state.in_(states))
-        if before:
-            query = query.where(_R.run_id < before)
         async with self._database.reading() as connection:
-            return [_run(row) for row in await connection.execute(query)]
+            found = await look(
+                connection,
+                query,
+                _R.run_id,
+                before,
+                _ROWS_AT_ONCE,
+                within=_R.owner == owner if owner else None,
+                newest_first=True,
+            )
+        return Batch([_run(row) for row in found.rows], found.end)
 
     async def count_open(self, owner: str) -> int:
         """Returns how many runs of an owner have not ended."""
@@ -178,9 +195,11 @@ class ChainStore:
         counts them all, so that each change has its own. Raises RunEndedError when it has ended
         already, and changes nothing then."""
         count = max(1, len(steps))
+        size = 0
         values: dict[str, Any] = {"run_id_": run.run_id, "count": count}
         if whole:
-            values |= {"new_state": run.state, "new_run": _without_steps(run)}
+            size = run.ByteSize() if run.state in ENDED else 0
+            values |= {"new_state": run.state, "new_run": _without_steps(run), "new_size": size}
         # What is written is what there is now, whatever changes meanwhile.
         rows = [(place, step.SerializeToString()) for place, step in steps.items()]
 
@@ -205,18 +224,13 @@ class ChainStore:
             return int(revision)
 
         run.revision = await self._database.write(save)
+        if whole and run.state in ENDED:
+            self.retention.wrote(run.owner, size)
 
     async def remove(self, run_id: str) -> None:
         """Removes a run that never was."""
         async with self._database.writing() as connection:
             await connection.execute(delete(CHAIN_RUNS).where(_R.run_id == run_id))
-
-    async def forget(self, before: str) -> None:
-        """Deletes runs that have ended, of those before a name."""
-        async with self._database.writing() as connection:
-            await connection.execute(
-                delete(CHAIN_RUNS).where(_R.run_id < before, _R.state >= min(ENDED))
-            )
 
 
 def _without_steps(run: pb.ChainRun) -> bytes:

@@ -53,7 +53,18 @@ _EPILOG = (
     "--function-queue", type=int, metavar="N", help="Executions that may wait for that; 1000."
 )
 @click.option("--execution-days", type=float, metavar="DAYS", help="Keep executions so long; 30.")
-@click.option("--max-executions", type=int, metavar="N", help="Keep so many; 1,000,000.")
+@click.option(
+    "--max-executions", type=int, metavar="N", help="Keep so many of an identity; 100,000."
+)
+@click.option(
+    "--max-history-bytes", type=int, metavar="N", help="Keep so much of an identity; 1 GiB."
+)
+@click.option(
+    "--max-stored-bytes",
+    type=int,
+    metavar="N",
+    help="What an identity's functions may take, and its definitions; 256 MiB.",
+)
 @click.option(
     "--tls",
     is_flag=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -135,14 +135,18 @@ def functions_of(definition: pb.AgentDefinition) -> Iterator[FunctionReference]:
             yield FunctionReference.parse(step.function, "chain")
 
 
-async def users_of(store: DefinitionStore, name: str) -> list[tuple[str, str]]:
-    """Returns the running definitions that use a function, each with the version that it asks for."""
-    return [
-        (definition.definition_id, reference.version)
-        for definition in await store.running()
-        for reference in functions_of(definition)
-        if reference.name == name
-    ]
+async def users_of(
+    store: DefinitionStore, name: str, owners: Collection[str]
+) -> AsyncIterator[tuple[str, str]]:
+    """Yields the running definitions of some owners that use a function, each with the version that it
+    asks for."""
+    seen, until = 0, await store.revision()
+    while found := await store.running(seen, until, owners):
+        for definition in found:
+            seen = definition.revision
+            for reference in functions_of(definition):
+                if reference.name == name:
+                    yield definition.definition_id, reference.version
 
 
 def _tools(definition: pb.AgentDefinition) -> Iterator[tuple[str, pb.ToolReference]]:

@@ -20,7 +20,7 @@ from bxmesh.server.errors import invalid_argument
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
-from bxmesh.server.pages import token_invalid, token_of, token_place
+from bxmesh.server.pages import Batch, collect, token_invalid
 from bxmesh.server.streams.change_bell import ChangeBell
 from bxmesh.server.streams.keys import QueueKeys
 
@@ -29,10 +29,6 @@ __all__ = ["DefinitionMesh", "DefinitionRpcs"]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _LOOK_SECONDS = 5.0
-_MOST_CHANGES = 200
-_DEFAULT_PAGE = 100
-_MOST_PAGE_BYTES = 2 << 20
-_ROWS_AT_ONCE = 100
 _MOST_VERSION = 2**31 - 1
 _KEYS = QueueKeys("definitions")
 _OUTPUT_ONLY = frozenset(
@@ -133,49 +129,41 @@ class DefinitionRpcs:
         self, request: pb.ListAgentDefinitionsRequest, context: Context
     ) -> pb.ListAgentDefinitionsResponse:
         """Lists definitions, each in its newest version."""
-        place, size = token_place(request), request.page_size or _DEFAULT_PAGE
-        page: list[pb.AgentDefinition] = []
-        room = _MOST_PAGE_BYTES
-        while True:
-            found = await self._definitions.store.page(place, _ROWS_AT_ONCE)
-            for each in found:
-                definition = await self._settled(each)
-                if _wanted(definition, request):
-                    room -= definition.ByteSize()
-                    if page and (len(page) == size or room < 0):
-                        return pb.ListAgentDefinitionsResponse(
-                            definitions=page, next_page_token=token_of(request, place)
-                        )
-                    page.append(definition)
-                place = each.definition_id
-            if len(found) < _ROWS_AT_ONCE:
-                return pb.ListAgentDefinitionsResponse(definitions=page)
+        states = {request.state} if request.state else set()
+        if request.state == pb.DEFINITION_STATE_INACTIVE:
+            # Of which some have ended to.
+            states.add(pb.DEFINITION_STATE_DRAINING)
+
+        async def shown(each: pb.AgentDefinition) -> pb.AgentDefinition | None:
+            definition = await self._settled(each)
+            return definition if _wanted(definition, request) else None
+
+        definitions, token = await collect(
+            request,
+            lambda place: self._definitions.store.page(place, states),
+            lambda each: each.definition_id,
+            shown,
+        )
+        return pb.ListAgentDefinitionsResponse(definitions=definitions, next_page_token=token)
 
     async def ListAgentDefinitionVersions(
         self, request: pb.ListAgentDefinitionVersionsRequest, context: Context
     ) -> pb.ListAgentDefinitionVersionsResponse:
         """Lists the versions of a definition, the newest first."""
-        size = min(request.page_size or _DEFAULT_PAGE, _ROWS_AT_ONCE)
-        place = token_place(request) or str(_MOST_VERSION)
-        if not (
-            place.isascii()
-            and place.isdigit()
-            and len(place) <= len(str(_MOST_VERSION))
-            and int(place) <= _MOST_VERSION
-        ):
-            raise token_invalid()
-        found = await self._definitions.store.versions(request.definition_id, int(place), size + 1)
-        page: list[pb.AgentDefinition] = []
-        room = _MOST_PAGE_BYTES
-        for definition in found[:size]:
-            room -= definition.ByteSize()
-            if page and room < 0:
-                break
-            page.append(definition)
-        more = len(page) < len(found)
+
+        async def read(place: str) -> Batch[pb.AgentDefinition]:
+            if not _is_version(place):
+                raise token_invalid()
+            return await self._definitions.store.versions(request.definition_id, int(place))
+
+        async def shown(each: pb.AgentDefinition) -> pb.AgentDefinition:
+            return each
+
+        definitions, token = await collect(
+            request, read, lambda each: str(each.version), shown, begin=str(_MOST_VERSION)
+        )
         return pb.ListAgentDefinitionVersionsResponse(
-            definitions=page,
-            next_page_token=token_of(request, str(page[-1].version)) if more else "",
+            definitions=definitions, next_page_token=token
         )
 
     async def DeleteAgentDefinition(
@@ -204,27 +192,33 @@ class DefinitionRpcs:
                 if not after:
                     # What changes meanwhile is told again.
                     after = await mesh.store.revision()
-                    running = await mesh.store.running()
-                    for definition in running:
-                        yield pb.WatchAgentDefinitionsResponse(
-                            revision=min(after, definition.revision),
-                            definition=definition,
-                            complete=definition is running[-1],
-                        )
-                    if not running:
-                        yield pb.WatchAgentDefinitionsResponse(revision=after, complete=True)
+                    async for response in self._running(after):
+                        yield response
                 while True:
                     rung.clear()
-                    changes = await mesh.store.changes(after, _MOST_CHANGES)
+                    changes = await mesh.store.changes(after)
                     for change in changes:
                         after = change.definition.revision
                         yield pb.WatchAgentDefinitionsResponse(
                             revision=after, definition=change.definition, deleted=change.deleted
                         )
-                    if len(changes) < _MOST_CHANGES:
+                    if not changes:
                         with contextlib.suppress(TimeoutError):
                             async with asyncio.timeout(_LOOK_SECONDS):
                                 await rung.wait()
+
+    async def _running(self, until: int) -> AsyncIterator[pb.WatchAgentDefinitionsResponse]:
+        """All that run at a revision; what changes meanwhile is not among them any more."""
+        last = pb.WatchAgentDefinitionsResponse(revision=until)
+        seen = 0
+        while found := await self._definitions.store.running(seen, until):
+            for definition in found:
+                if last.HasField("definition"):
+                    yield last
+                seen = definition.revision
+                last = pb.WatchAgentDefinitionsResponse(revision=seen, definition=definition)
+        last.complete = True
+        yield last
 
     async def _settled(self, definition: pb.AgentDefinition) -> pb.AgentDefinition:
         """A definition as it stands: draining ends when there are no agents left."""
@@ -249,6 +243,15 @@ def _wanted(definition: pb.AgentDefinition, request: pb.ListAgentDefinitionsRequ
             or any(each.name == request.capability for each in definition.capabilities)
         )
         and all(definition.labels.get(key) == value for key, value in request.labels.items())
+    )
+
+
+def _is_version(text: str) -> bool:
+    return (
+        text.isascii()
+        and text.isdigit()
+        and len(text) <= len(str(_MOST_VERSION))
+        and int(text) <= _MOST_VERSION
     )
 
 

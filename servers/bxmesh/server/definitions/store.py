@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bxmesh.registry.v1 import agent_definition_pb2 as pb
 from bxmesh.server.database import Database
+from bxmesh.server.database.holdings import Holdings
 from bxmesh.server.database.tables import COUNTERS, DEFINITION_VERSIONS, DEFINITIONS
+from bxmesh.server.database.windows import look
 from bxmesh.server.errors import MeshError, not_found, permission_denied
+from bxmesh.server.pages import Batch
 from bxmesh.server.security.identities import Identity
 from bxmesh.server.security.ownership import may_change
 
@@ -22,9 +26,11 @@ __all__ = ["Change", "DefinitionStore", "no_such_definition"]
 
 _D, _V = DEFINITIONS.c, DEFINITION_VERSIONS.c
 _COUNTER = "definitions"
-_MOST_DEFINITIONS = 100_000
+_FORGOTTEN = "definitions forgotten"
+"""The revision of the last deletion that is not told any more."""
 _MOST_DELETED = 10_000
-_MOST_VERSIONS = 10_000
+# They may be large.
+_ROWS_AT_ONCE = 20
 RUNNING = (pb.DEFINITION_STATE_ACTIVE, pb.DEFINITION_STATE_DRAINING)
 """States in which there may be agents."""
 
@@ -40,24 +46,22 @@ class Change:
 class DefinitionStore:
     """All definitions. Methods raise MeshError UNAVAILABLE without the database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, holdings: Holdings) -> None:
+        """Takes how much an owner may keep."""
         self._database = database
+        self._holdings = holdings
 
     async def create(
         self, definition: pb.AgentDefinition, identity: Identity
     ) -> pb.AgentDefinition:
-        """Stores a new definition as a draft; raises MeshError ALREADY_EXISTS."""
+        """Stores a new definition as a draft; raises MeshError ALREADY_EXISTS, and RESOURCE_EXHAUSTED
+        when its owner would have too much."""
         name = definition.definition_id
         async with self._database.writing() as connection:
             revision = await _count(connection)
             known = await self._row(connection, name, deleted=True)
             if known is not None and not known.deleted:
                 raise _exists(name)
-            count = await connection.scalar(
-                select(func.count()).select_from(DEFINITIONS).where(_D.deleted == 0)
-            )
-            if count is not None and count >= _MOST_DEFINITIONS:
-                raise _too_many(f"There are {count} definitions.")
             if known is not None:
                 await connection.execute(delete(DEFINITIONS).where(_D.definition_id == name))
             try:
@@ -72,26 +76,25 @@ class DefinitionStore:
                         deleted=0,
                         create_time=_now(),
                         update_time=_now(),
+                        size=0,
                     )
                 )
             except IntegrityError:
                 raise _exists(name) from None
-            await self._add_version(connection, definition, 1)
+            await self._add_version(connection, definition, 1, identity.id)
             return await self._read(connection, name, 0)
 
     async def update(
         self, definition: pb.AgentDefinition, identity: Identity, expected_revision: int
     ) -> pb.AgentDefinition:
         """Stores a new version, which does not run yet. Raises MeshError NOT_FOUND,
-        PERMISSION_DENIED and ABORTED."""
+        PERMISSION_DENIED, ABORTED, and RESOURCE_EXHAUSTED when its owner would have too much."""
         name = definition.definition_id
         async with self._database.writing() as connection:
             revision = await _count(connection)
             row = await self._own(connection, name, identity, expected_revision)
             version = row.newest_version + 1
-            if version > _MOST_VERSIONS:
-                raise _too_many(f"{name} has {row.newest_version} versions.")
-            await self._add_version(connection, definition, version)
+            await self._add_version(connection, definition, version, row.owner)
             await self._set(connection, name, revision, newest_version=version)
             return await self._read(connection, name, 0)
 
@@ -135,7 +138,7 @@ class DefinitionStore:
                     precondition_violations=[("DEFINITION_ACTIVE", name, "it has agents")],
                 )
             await connection.execute(delete(DEFINITION_VERSIONS).where(_V.definition_id == name))
-            await self._set(connection, name, revision, deleted=1, active_version=0)
+            await self._set(connection, name, revision, deleted=1, active_version=0, size=0)
             await self._forget_deleted(connection)
 
     async def get(self, name: str, version: int = 0) -> pb.AgentDefinition:
@@ -143,36 +146,45 @@ class DefinitionStore:
         async with self._database.reading() as connection:
             return await self._read(connection, name, version)
 
-    async def page(self, after: str, most: int) -> list[pb.AgentDefinition]:
-        """Returns definitions in their newest version by name, of those after a name."""
-        async with self._database.reading() as connection:
-            rows = await connection.execute(
-                select(DEFINITIONS, _V.version, _V.definition)
-                .join(
-                    DEFINITION_VERSIONS,
-                    (_V.definition_id == _D.definition_id) & (_V.version == _D.newest_version),
-                )
-                .where(_D.deleted == 0, _D.definition_id > after)
-                .order_by(_D.definition_id)
-                .limit(most)
+    async def page(self, after: str, states: Collection[int] = ()) -> Batch[pb.AgentDefinition]:
+        """Returns definitions in their newest version by name, of those after a name; in some states
+        only, unless there are none."""
+        query = (
+            select(DEFINITIONS, _V.version, _V.definition)
+            .join(
+                DEFINITION_VERSIONS,
+                (_V.definition_id == _D.definition_id) & (_V.version == _D.newest_version),
             )
-            return [_definition(row) for row in rows]
-
-    async def running(self) -> list[pb.AgentDefinition]:
-        """Returns those that are active or draining, each in the version that runs."""
+            .where(_D.deleted == 0)
+        )
+        if states:
+            query = query.where(_D.state.in_(states))
         async with self._database.reading() as connection:
-            rows = await connection.execute(
-                select(DEFINITIONS, _V.version, _V.definition)
-                .join(
-                    DEFINITION_VERSIONS,
-                    (_V.definition_id == _D.definition_id) & (_V.version == _D.active_version),
-                )
-                .where(_D.deleted == 0, _D.state.in_(RUNNING))
-                .order_by(_D.revision)
-            )
-            return [_definition(row) for row in rows]
+            found = await look(connection, query, _D.definition_id, after, _ROWS_AT_ONCE)
+        return Batch([_definition(row) for row in found.rows], found.end)
 
-    async def versions(self, name: str, below: int, most: int) -> list[pb.AgentDefinition]:
+    async def running(
+        self, after: int, until: int, owners: Collection[str] = ()
+    ) -> list[pb.AgentDefinition]:
+        """Returns the first that are active or draining, each in the version that runs, by revision:
+        of those after one and until another, and of some owners only, unless there are none."""
+        query = (
+            select(DEFINITIONS, _V.version, _V.definition)
+            .join(
+                DEFINITION_VERSIONS,
+                (_V.definition_id == _D.definition_id) & (_V.version == _D.active_version),
+            )
+            .where(_D.deleted == 0, _D.state.in_(RUNNING))
+            .where(_D.revision > after, _D.revision <= until)
+            .order_by(_D.revision)
+            .limit(_ROWS_AT_ONCE)
+        )
+        if owners:
+            query = query.where(_D.owner.in_(owners))
+        async with self._database.reading() as connection:
+            return [_definition(row) for row in await connection.execute(query)]
+
+    async def versions(self, name: str, below: int) -> Batch[pb.AgentDefinition]:
         """Returns versions of a definition, the newest first, of those below a number; raises MeshError
         NOT_FOUND when there are none."""
         async with self._database.reading() as connection:
@@ -181,21 +193,35 @@ class DefinitionStore:
                 .join(DEFINITION_VERSIONS, _V.definition_id == _D.definition_id)
                 .where(_D.definition_id == name, _D.deleted == 0, _V.version < below)
                 .order_by(_V.version.desc())
-                .limit(most)
+                .limit(_ROWS_AT_ONCE)
             )
             found = [_definition(row) for row in rows]
         if not found:
             raise no_such_definition(name)
-        return found
+        # The first is 1.
+        return Batch(found, str(found[-1].version) if found[-1].version > 1 else "")
 
-    async def changes(self, after: int, most: int) -> list[Change]:
-        """Returns the definitions that have changed after a revision, by revision."""
+    async def changes(self, after: int) -> list[Change]:
+        """Returns the first definitions that have changed after a revision, by revision. Raises
+        MeshError OUT_OF_RANGE when not all are known any more."""
         async with self._database.reading() as connection:
             rows = (
                 await connection.execute(
-                    select(DEFINITIONS).where(_D.revision > after).order_by(_D.revision).limit(most)
+                    select(DEFINITIONS)
+                    .where(_D.revision > after)
+                    .order_by(_D.revision)
+                    .limit(_ROWS_AT_ONCE)
                 )
             ).all()
+            # What was forgotten before they were read is seen now.
+            if after < await _value(connection, _FORGOTTEN):
+                raise MeshError(
+                    grpc.StatusCode.OUT_OF_RANGE,
+                    "REVISION_COMPACTED",
+                    f"The deletions after revision {after} are not kept any more. Begin again at 0, "
+                    "and let go of what is not told then.",
+                    metadata={"after_revision": str(after)},
+                )
             return [
                 Change(
                     pb.AgentDefinition(definition_id=row.definition_id, revision=row.revision)
@@ -209,10 +235,7 @@ class DefinitionStore:
     async def revision(self) -> int:
         """Returns the revision of the last change; 0 before the first."""
         async with self._database.reading() as connection:
-            found = await connection.scalar(
-                select(COUNTERS.c.value).where(COUNTERS.c.name == _COUNTER)
-            )
-            return found or 0
+            return await _value(connection, _COUNTER)
 
     # Rows
 
@@ -229,6 +252,10 @@ class DefinitionStore:
             await connection.execute(
                 delete(DEFINITIONS).where(_D.deleted == 1, _D.revision <= last)
             )
+            # Whoever writes has counted, so nobody else does.
+            told = COUNTERS.c.name == _FORGOTTEN
+            await connection.execute(delete(COUNTERS).where(told))
+            await connection.execute(insert(COUNTERS).values(name=_FORGOTTEN, value=last))
 
     async def _row(
         self, connection: AsyncConnection, name: str, *, deleted: bool = False
@@ -260,7 +287,7 @@ class DefinitionStore:
         return row
 
     async def _add_version(
-        self, connection: AsyncConnection, definition: pb.AgentDefinition, version: int
+        self, connection: AsyncConnection, definition: pb.AgentDefinition, version: int, owner: str
     ) -> None:
         stored = pb.AgentDefinition()
         stored.CopyFrom(definition)
@@ -272,6 +299,17 @@ class DefinitionStore:
                 definition=stored.SerializeToString(),
             )
         )
+        name = definition.definition_id
+        size = select(func.sum(func.length(_V.definition))).where(_V.definition_id == name)
+        await connection.execute(
+            update(DEFINITIONS).where(_D.definition_id == name).values(size=size.scalar_subquery())
+        )
+        count, total = (
+            await connection.execute(
+                select(func.count(), func.sum(_D.size)).where(_D.owner == owner, _D.deleted == 0)
+            )
+        ).one()
+        self._holdings.require(owner, name, count, version, int(total))
 
     async def _set(
         self, connection: AsyncConnection, name: str, revision: int, **values: Any
@@ -296,6 +334,11 @@ class DefinitionStore:
         if row is None:
             raise no_such_definition(name, version)
         return _definition(row)
+
+
+async def _value(connection: AsyncConnection, counter: str) -> int:
+    found = await connection.scalar(select(COUNTERS.c.value).where(COUNTERS.c.name == counter))
+    return found or 0
 
 
 async def _count(connection: AsyncConnection) -> int:
@@ -342,12 +385,6 @@ def _definition(row: Any) -> pb.AgentDefinition:
 
 def _now() -> int:
     return time.time_ns() // 1000
-
-
-def _too_many(what: str) -> MeshError:
-    return MeshError(
-        grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_DEFINITIONS", f"{what} No more are stored."
-    )
 
 
 def _exists(name: str) -> MeshError:

@@ -12,7 +12,7 @@ import grpc
 
 from bxmesh.agent.v1 import function_pb2 as pb
 from bxmesh.agent.v1.function_work_pb2 import FunctionWork
-from bxmesh.server.errors import MeshError, invalid_argument, unavailable
+from bxmesh.server.errors import MeshError, invalid_argument, resource_exhausted, unavailable
 from bxmesh.server.functions.checking import checked_input
 from bxmesh.server.functions.executor import Plan, new_execution
 from bxmesh.server.functions.history import no_such_execution
@@ -24,7 +24,7 @@ from bxmesh.server.functions.store import no_such_function
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
-from bxmesh.server.pages import token_of, token_place
+from bxmesh.server.pages import Batch, collect
 from bxmesh.server.security.identities import Identity
 from bxmesh.server.security.on_behalf import caller_of
 from bxmesh.server.security.ownership import may_change
@@ -33,10 +33,6 @@ from bxmesh.server.time_ids import time_id
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_DEFAULT_PAGE = 100
-_MOST_PAGE_BYTES = 2 << 20
-# With their outputs they may be large.
-_ROWS_AT_ONCE = 20
 _LOOK_SECONDS = 0.1
 _CANCEL_SECONDS = 5.0
 _MARGIN_SECONDS = 5.0
@@ -138,6 +134,7 @@ class ExecutionRpcs:
             retry_policy=request.retry_policy,
             caller=plan.caller,
         )
+        await self._require_room(execution.owner)
         if request.detach and events is None:
             await mesh.durable.add(work, execution, waited_for=False)
             return execution
@@ -149,6 +146,18 @@ class ExecutionRpcs:
                     events.put_nowait(told)
         record = await mesh.durable.settled(await mesh.history.get(execution.execution_id))
         return record.execution
+
+    async def _require_room(self, owner: str) -> None:
+        mesh = self._mesh
+        count = await mesh.history.count_open(owner)
+        if count >= mesh.max_open_executions:
+            raise resource_exhausted(
+                f"{count} durable executions of yours have not ended. Wait for some, or cancel them.",
+                retry_after=5.0,
+                reason="TOO_MANY_EXECUTIONS",
+                subject=f"identity:{owner}",
+                quota="max_open_executions",
+            )
 
     async def GetExecution(
         self, request: pb.GetExecutionRequest, context: Context
@@ -162,29 +171,23 @@ class ExecutionRpcs:
     ) -> pb.ListExecutionsResponse:
         """Lists executions, the newest first."""
         identity = current_identity()
-        size = request.page_size or _DEFAULT_PAGE
-        place = token_place(request)
-        page: list[pb.Execution] = []
-        room = _MOST_PAGE_BYTES
-        while True:
-            found = await self._mesh.history.page(
+
+        async def read(place: str) -> Batch[pb.Execution]:
+            return await self._mesh.history.page(
                 place,
-                _ROWS_AT_ONCE,
                 owner="" if may_change(identity) else identity.id,
                 name=request.function_name,
                 version=request.function_version,
                 states=list(request.states),
             )
-            for execution in found:
-                room -= execution.ByteSize()
-                if page and (len(page) == size or room < 0):
-                    return pb.ListExecutionsResponse(
-                        executions=page, next_page_token=token_of(request, place)
-                    )
-                page.append(execution)
-                place = execution.execution_id
-            if len(found) < _ROWS_AT_ONCE:
-                return pb.ListExecutionsResponse(executions=page)
+
+        async def shown(execution: pb.Execution) -> pb.Execution:
+            return execution
+
+        executions, token = await collect(
+            request, read, lambda execution: execution.execution_id, shown
+        )
+        return pb.ListExecutionsResponse(executions=executions, next_page_token=token)
 
     async def CancelExecution(
         self, request: pb.CancelExecutionRequest, context: Context

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -15,9 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bxmesh.agent.v1 import function_pb2 as pb
 from bxmesh.server.database import Database
-from bxmesh.server.database.tables import EXECUTIONS
+from bxmesh.server.database.retention import Kept, Retention
+from bxmesh.server.database.tables import EXECUTIONS, OPEN_EXECUTION
+from bxmesh.server.database.windows import look
 from bxmesh.server.errors import MeshError, not_found
 from bxmesh.server.functions.records import ENDED, Record, duration_of, microseconds
+from bxmesh.server.pages import Batch
 from bxmesh.server.streams.ending import Background
 from bxmesh.server.time_ids import id_at
 
@@ -26,14 +28,14 @@ __all__ = ["History", "Statistics", "no_such_execution"]
 _log = logging.getLogger(__name__)
 
 _C = EXECUTIONS.c
-# Its states come first.
-_OPEN = _C.state < min(ENDED)
+_OPEN = OPEN_EXECUTION
 _GATHER_SECONDS = 0.2
 _MOST_GATHERED = 10_000
+_MOST_GATHERED_BYTES = 64 << 20
 _ROWS_AT_ONCE = 500
-_SWEEP_SECONDS = 300.0
-# Longer than any execution: what still runs after that has lost its server.
-_LOST_SECONDS = 2 * 3600.0
+_BYTES_AT_ONCE = 8 << 20
+# With their outputs they may be large.
+_ROWS_READ_AT_ONCE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +52,24 @@ class Statistics:
     """The end of the last one, in microseconds since 1970."""
 
 
+class _Gathered(NamedTuple):
+    """What is to be written."""
+
+    record: Record
+    size: int
+
+
 class History(Background):
     """All executions; an async context manager, within which they are written and forgotten."""
 
-    def __init__(self, database: Database, days: float, most: int) -> None:
-        """Takes how many days an execution is kept, and how many are."""
+    def __init__(self, database: Database, kept: Kept) -> None:
+        """Takes how much is kept of those that have ended."""
         self._database = database
-        self._days = days
-        self._most = most
-        self._gathered: dict[str, Record] = {}
+        self.retention = Retention(database, _C.execution_id, ~_OPEN, kept)
+        """Forgets them."""
+        self._gathered: dict[str, _Gathered] = {}
+        self._gathered_bytes = 0
         self._some = asyncio.Event()
-        self._swept = 0.0
         self._dropped = 0
         # Made once, as making it takes longer than executing it.
         self._upsert = _upsert(database.dialect)
@@ -68,16 +77,27 @@ class History(Background):
     def note(self, record: Record) -> None:
         """Remembers how an execution stands; it is written within a moment."""
         name = record.execution.execution_id
-        if len(self._gathered) >= _MOST_GATHERED and name not in self._gathered:
+        # What it was before counts no more, whether there is room for what it is.
+        self._take_out(name)
+        size = record.execution.ByteSize()
+        if (
+            len(self._gathered) >= _MOST_GATHERED
+            or self._gathered_bytes + size > _MOST_GATHERED_BYTES
+        ):
             # The database is away, or far too slow.
             self._dropped += 1
             return
-        self._gathered[name] = record
+        self._gathered[name] = _Gathered(record, size)
+        self._gathered_bytes += size
         self._some.set()
+
+    def _take_out(self, name: str) -> None:
+        if gathered := self._gathered.pop(name, None):
+            self._gathered_bytes -= gathered.size
 
     async def keep(self, record: Record) -> None:
         """Writes how an execution stands now. Raises MeshError UNAVAILABLE without the database."""
-        self._gathered.pop(record.execution.execution_id, None)
+        self._take_out(record.execution.execution_id)
         await self._keep([record])
 
     async def forget(self, execution_id: str) -> None:
@@ -100,29 +120,48 @@ class History(Background):
         return record
 
     async def _look(self, execution_id: str) -> Record | None:
-        if record := self._gathered.get(execution_id):
-            return record
+        if gathered := self._gathered.get(execution_id):
+            return gathered.record
         async with self._database.reading() as connection:
             row = (
                 await connection.execute(select(EXECUTIONS).where(_C.execution_id == execution_id))
             ).one_or_none()
-        # It may have been written in between.
-        return self._gathered.get(execution_id) or (_record(row) if row else None)
+        # It may have been noted in between.
+        if gathered := self._gathered.get(execution_id):
+            return gathered.record
+        return _record(row) if row else None
+
+    async def count_open(self, owner: str) -> int:
+        """Returns how many durable executions of an owner have not ended. Raises MeshError UNAVAILABLE
+        without the database."""
+        query = select(func.count()).where(_OPEN, _C.owner == owner, _C.durable == 1)
+        return await self._database.read(lambda connection: connection.scalar(query)) or 0
+
+    async def open_records(self, after: str, before: float) -> list[Record]:
+        """Returns executions that have not ended, of those that began before a time in seconds since
+        1970, in the order of their names behind one. Raises likewise."""
+        query = (
+            select(EXECUTIONS)
+            .where(_OPEN, _C.execution_id > after, _C.execution_id < id_at(before))
+            .order_by(_C.execution_id)
+            .limit(_ROWS_READ_AT_ONCE)
+        )
+        async with self._database.reading() as connection:
+            return [_record(row) for row in await connection.execute(query)]
 
     async def page(
         self,
         before: str,
-        count: int,
         *,
         owner: str = "",
         name: str = "",
         version: str = "",
         states: Sequence[int] = (),
-    ) -> list[pb.Execution]:
+    ) -> Batch[pb.Execution]:
         """Returns executions, the newest first, without what they printed; those older than
         `before`, unless it is empty."""
         await self._flush()
-        query = select(_C.execution).order_by(_C.execution_id.desc()).limit(count)
+        query = select(_C.execution_id, _C.execution)
         for wanted, column in (
             (owner, _C.owner),
             (name, _C.function_name),
@@ -132,10 +171,17 @@ class History(Background):
                 query = query.where(column == wanted)
         if states:
             query = query.where(_C.state.in_(states))
-        if before:
-            query = query.where(_C.execution_id < before)
         async with self._database.reading() as connection:
-            return [pb.Execution.FromString(row) for row in await connection.scalars(query)]
+            found = await look(
+                connection,
+                query,
+                _C.execution_id,
+                before,
+                _ROWS_READ_AT_ONCE,
+                within=_C.owner == owner if owner else None,
+                newest_first=True,
+            )
+        return Batch([pb.Execution.FromString(row.execution) for row in found.rows], found.end)
 
     async def statistics(self, name: str, version: str) -> Statistics:
         """Returns the figures of a function; of all its versions when that is empty."""
@@ -191,9 +237,6 @@ class History(Background):
                 await self._some.wait()
                 await asyncio.sleep(_GATHER_SECONDS)
                 await self._flush_or_wait()
-                if time.monotonic() - self._swept > _SWEEP_SECONDS:
-                    self._swept = time.monotonic()
-                    await self._sweep()
         finally:
             await self._flush_or_wait()
 
@@ -210,15 +253,13 @@ class History(Background):
     async def _flush(self) -> None:
         """Writes what is there now; what comes meanwhile waits for the next time."""
         self._some.clear()
-        waiting = list(self._gathered.values())
         try:
-            for first in range(0, len(waiting), _ROWS_AT_ONCE):
-                records = waiting[first : first + _ROWS_AT_ONCE]
-                await self._keep(records)
-                for record in records:
-                    name = record.execution.execution_id
-                    if self._gathered.get(name) is record:
-                        del self._gathered[name]
+            for batch in _batches(list(self._gathered.values())):
+                await self._keep(each.record for each in batch)
+                for each in batch:
+                    name = each.record.execution.execution_id
+                    if self._gathered.get(name) is each:
+                        self._take_out(name)
         finally:
             if self._gathered:
                 self._some.set()
@@ -226,39 +267,33 @@ class History(Background):
     async def _keep(self, records: Iterable[Record]) -> None:
         rows = [_row(record) for record in records]
         await self._database.write(lambda connection: connection.execute(self._upsert, rows))
+        for row in rows:
+            if row["state"] in ENDED:
+                self.retention.wrote(row["owner"], row["size"])
 
-    async def _sweep(self) -> None:
-        oldest = id_at(time.time() - self._days * 86400.0)
-        lost = id_at(time.time() - _LOST_SECONDS)
-        try:
-            async with self._database.writing() as connection:
-                first = await connection.scalar(
-                    select(_C.execution_id)
-                    .order_by(_C.execution_id.desc())
-                    .offset(self._most)
-                    .limit(1)
-                )
-                await connection.execute(
-                    delete(EXECUTIONS).where(_C.execution_id <= max(oldest, first or ""))
-                )
-                rows = await connection.execute(
-                    select(EXECUTIONS).where(_OPEN, _C.durable == 0, _C.execution_id < lost)
-                )
-                gone = [_lost(_record(row)) for row in rows]
-            if gone:
-                await self._keep(gone)
-        except MeshError as error:
-            _log.warning("old executions stay for now: %s", error.message)
+
+def _batches(gathered: Sequence[_Gathered]) -> Iterator[list[_Gathered]]:
+    """Parts that are written at once: they are copied for that."""
+    batch: list[_Gathered] = []
+    size = 0
+    for each in gathered:
+        if batch and (len(batch) == _ROWS_AT_ONCE or size + each.size > _BYTES_AT_ONCE):
+            yield batch
+            batch, size = [], 0
+        batch.append(each)
+        size += each.size
+    if batch:
+        yield batch
 
 
 def _upsert(dialect: str) -> Any:
     new: Any = (sqlite if dialect == "sqlite" else postgresql).insert(EXECUTIONS)
-    changed = ("state", "end_time", "duration", "execution", "printed")
+    changed = ("state", "end_time", "duration", "execution", "printed", "size")
     return new.on_conflict_do_update(
         index_elements=[_C.execution_id],
         set_={name: new.excluded[name] for name in changed},
-        # What has ended stays as it is.
-        where=_OPEN,
+        # What has ended stays as it is. Many rows at once take no literals.
+        where=_C.state < min(ENDED),
     )
 
 
@@ -266,6 +301,9 @@ def _row(record: Record) -> dict[str, Any]:
     execution = pb.Execution()
     execution.CopyFrom(record.execution)
     execution.ClearField("printed")
+    data = execution.SerializeToString()
+    # PostgreSQL's text holds no zero bytes.
+    printed = record.execution.printed.replace("\0", "\N{REPLACEMENT CHARACTER}")
     return {
         "execution_id": execution.execution_id,
         "function_name": execution.function_name,
@@ -275,9 +313,9 @@ def _row(record: Record) -> dict[str, Any]:
         "durable": int(record.durable),
         "end_time": microseconds(execution.end_time),
         "duration": duration_of(execution),
-        "execution": execution.SerializeToString(),
-        # PostgreSQL's text holds no zero bytes.
-        "printed": record.execution.printed.replace("\0", "\N{REPLACEMENT CHARACTER}"),
+        "execution": data,
+        "printed": printed,
+        "size": len(data) + len(printed.encode()),
     }
 
 
@@ -285,15 +323,6 @@ def _record(row: Any) -> Record:
     execution = pb.Execution.FromString(row.execution)
     execution.printed = row.printed
     return Record(execution, bool(row.durable))
-
-
-def _lost(record: Record) -> Record:
-    execution = record.execution
-    execution.state = pb.EXECUTION_STATE_FAILED
-    execution.end_time.GetCurrentTime()
-    error = not_found("The server that ran it is gone.", reason="SERVER_LOST")
-    execution.error.CopyFrom(error.to_status())
-    return record
 
 
 def no_such_execution(execution_id: str) -> MeshError:

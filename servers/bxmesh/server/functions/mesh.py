@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -21,8 +21,9 @@ from bxmesh.server.streams.keys import PREFIX, QueueKeys
 __all__ = ["FunctionMesh", "Users"]
 
 
-Users = Callable[[str], Awaitable[list[tuple[str, str]]]]
-"""Returns the active definitions that use a function, each with the version that it asks for."""
+Users = Callable[[str, Collection[str]], AsyncIterator[tuple[str, str]]]
+"""Yields the active definitions of some owners that use a function, each with the version that it asks
+for."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class FunctionMesh:
     deputy: Deputy
     users: Users
     delegation: Delegation
+    max_open_executions: int
+    """Durable ones of one identity."""
 
     @property
     def cancellations(self) -> str:

@@ -21,15 +21,22 @@ from bxmesh.server.functions.execution_rpcs import ExecutionRpcs
 from bxmesh.server.functions.executor import Executor
 from bxmesh.server.functions.history import History
 from bxmesh.server.functions.host_functions import HOST_FUNCTIONS
+from bxmesh.server.functions.keeper import ExecutionKeeper
 from bxmesh.server.functions.mesh import FunctionMesh, Users
 from bxmesh.server.functions.sandbox import sandbox
 from bxmesh.server.functions.store import FunctionStore, Stored, no_such_function
-from bxmesh.server.functions.versions import LATEST, digest_of, is_version, sort_key
+from bxmesh.server.functions.versions import (
+    LATEST,
+    digest_of,
+    is_version,
+    require_sortable,
+    sort_key,
+)
 from bxmesh.server.functions.work import durable_executions
 from bxmesh.server.interceptors import current_identity
 from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
-from bxmesh.server.pages import token_invalid, token_of, token_place
+from bxmesh.server.pages import Batch, collect, token_invalid, token_place
 from bxmesh.server.security.delegation import Delegation
 from bxmesh.server.security.on_behalf import Deputy
 from bxmesh.server.security.ownership import shared_team
@@ -43,10 +50,6 @@ __all__ = ["FunctionService", "function_service"]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _DEFAULT_ENTRY = "main"
-_DEFAULT_PAGE = 100
-_MOST_PAGE_BYTES = 2 << 20
-# With their code they may be large.
-_ROWS_AT_ONCE = 50
 
 
 @asynccontextmanager
@@ -67,15 +70,15 @@ async def function_service(
         if container := await asyncio.to_thread(find_container):
             engines[pb.FUNCTION_ENGINE_CONTAINER] = container
         checks = Checks(engines, HOST_FUNCTIONS)
-        history = await stack.enter_async_context(
-            History(database, settings.execution_days, settings.max_executions)
-        )
+        history = await stack.enter_async_context(History(database, settings.kept_executions))
+        await stack.enter_async_context(history.retention)
         executor = Executor(checks, history, settings.function_workers, settings.function_queue)
-        store = FunctionStore(database)
+        store = FunctionStore(database, settings.function_holdings)
         client = await stack.enter_async_context(WorkClient(redis))
         durable = await stack.enter_async_context(
             durable_executions(queue, client, cache, executor, deputy, settings.function_workers)
         )
+        await stack.enter_async_context(ExecutionKeeper(history, durable.settled))
         mesh = FunctionMesh(
             redis,
             queue.keys,
@@ -88,6 +91,7 @@ async def function_service(
             deputy,
             users,
             delegation,
+            settings.max_open_executions,
         )
         listener = asyncio.create_task(
             listen(redis, (mesh.cancellations,), lambda channel, data: mesh.hear(data))
@@ -119,17 +123,23 @@ class FunctionService(ExecutionRpcs):
             )
         for index, alias in enumerate(request.aliases):
             _require_alias(f"aliases[{index}]", alias)
+        if request.function.version:
+            require_sortable(request.function.version, "function.version")
         function = pb.Function()
         function.CopyFrom(request.function)
         function.entry_point = function.entry_point or _DEFAULT_ENTRY
         function.ClearField("aliases")
         function.digest = digest_of(function)
         await self._mesh.checks.check(function)
-        if request.validate_only:
-            return pb.CreateFunctionResponse(function=function)
         stored, existed = await self._mesh.store.create(
-            function, identity, shared_team(identity, function.visibility), request.aliases
+            function,
+            identity,
+            shared_team(identity, function.visibility),
+            request.aliases,
+            only_checked=request.validate_only,
         )
+        if request.validate_only:
+            return pb.CreateFunctionResponse(function=function, existed=existed)
         await self._mesh.cache.changed()
         counts = await mutation.settle(
             pb.CreateFunctionResponse(function=_named(stored.function), existed=existed)
@@ -171,36 +181,31 @@ class FunctionService(ExecutionRpcs):
     ) -> pb.ListFunctionsResponse:
         """Lists functions, or the versions of one."""
         identity, store = current_identity(), self._mesh.store
-        place, size = token_place(request), request.page_size or _DEFAULT_PAGE
-        page: list[pb.Function] = []
-        room = _MOST_PAGE_BYTES
-        first = not place
-        if request.name and place and not _is_place(place):
+        name = request.name
+        if name and request.page_token and not _is_place(token_place(request)):
             raise token_invalid()
-        while True:
-            found = await (
-                store.versions(request.name, place, _ROWS_AT_ONCE)
-                if request.name
-                else store.latest(place, _ROWS_AT_ONCE)
-            )
-            if first and request.name and not found:
-                raise no_such_function(request.name, "")
-            first = False
-            for stored in found:
-                function = stored.function
-                if stored.seen_by(identity) and all(
-                    function.labels.get(key) == value for key, value in request.labels.items()
-                ):
-                    listed = _without_code(function)
-                    room -= listed.ByteSize()
-                    if page and (len(page) == size or room < 0):
-                        return pb.ListFunctionsResponse(
-                            functions=page, next_page_token=token_of(request, place)
-                        )
-                    page.append(listed)
-                place = function.version if request.name else function.name
-            if len(found) < _ROWS_AT_ONCE:
-                return pb.ListFunctionsResponse(functions=page)
+
+        async def read(place: str) -> Batch[Stored]:
+            if not name:
+                return await store.latest(identity, place)
+            found = await store.versions(identity, name, place)
+            if not (place or found.rows):
+                raise no_such_function(name, "")
+            return found
+
+        async def shown(stored: Stored) -> pb.Function | None:
+            labels = stored.function.labels
+            if any(labels.get(key) != value for key, value in request.labels.items()):
+                return None
+            return _without_code(stored.function)
+
+        functions, token = await collect(
+            request,
+            read,
+            lambda stored: stored.function.version if name else stored.function.name,
+            shown,
+        )
+        return pb.ListFunctionsResponse(functions=functions, next_page_token=token)
 
     async def DeleteFunction(
         self, request: pb.DeleteFunctionRequest, context: Context
@@ -234,9 +239,11 @@ class FunctionService(ExecutionRpcs):
         return answer
 
     async def _require_unused(self, request: pb.DeleteFunctionRequest) -> None:
-        mesh = self._mesh
+        """Of what belongs to others nobody is kept from deleting what is their own."""
+        mesh, identity = self._mesh, current_identity()
         await self._seen(request.name, request.version)
-        for user, version in await mesh.users(request.name):
+        owner = await mesh.store.require_owner(request.name, identity)
+        async for user, version in mesh.users(request.name, {owner, identity.id}):
             if request.version and not await self._means(request, version):
                 continue
             raise failed_precondition(

@@ -7,24 +7,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, text, true, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bxmesh.agent.v1 import function_pb2 as pb
+from bxmesh.security.v1.visibility_pb2 import VISIBILITY_ALL, VISIBILITY_TEAM
 from bxmesh.server.database import Database
+from bxmesh.server.database.holdings import Holdings
 from bxmesh.server.database.tables import FUNCTION_ALIASES, FUNCTION_VERSIONS, FUNCTIONS
-from bxmesh.server.errors import MeshError, invalid_argument, not_found, permission_denied
+from bxmesh.server.database.windows import look
+from bxmesh.server.errors import MeshError, not_found, permission_denied, resource_exhausted
 from bxmesh.server.functions.versions import LATEST, is_version, next_version, sort_key
+from bxmesh.server.pages import Batch
 from bxmesh.server.security.identities import Identity
 from bxmesh.server.security.ownership import may_change, sees
 
 __all__ = ["FunctionStore", "Stored", "no_such_function"]
 
 _VERSIONS, _ALIASES = FUNCTION_VERSIONS.c, FUNCTION_ALIASES.c
-_MOST_FUNCTIONS = 100_000
-_MOST_VERSIONS = 10_000
 _MOST_ALIASES = 64
+# With their code they may be large.
+_ROWS_AT_ONCE = 20
+_LOCK_OWNER = text("SELECT pg_advisory_xact_lock(hashtext(:what))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,48 +50,103 @@ class Stored:
 class FunctionStore:
     """All functions. Methods raise MeshError UNAVAILABLE without the database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, holdings: Holdings) -> None:
+        """Takes how much an owner may keep."""
         self._database = database
+        self._holdings = holdings
 
     async def create(
-        self, function: pb.Function, identity: Identity, team: str, aliases: Sequence[str]
+        self,
+        function: pb.Function,
+        identity: Identity,
+        team: str,
+        aliases: Sequence[str],
+        *,
+        only_checked: bool = False,
     ) -> tuple[Stored, bool]:
-        """Stores a version, or finds the one with the same content; the aliases, and `latest`, mean
-        it from then on. Also returns whether it was there.
+        """Stores a version; the aliases, and `latest`, mean it from then on. The one with the same
+        content, when there is one, gets what does not decide what it does. Also returns whether it
+        was there. What is only checked is as it was afterwards.
 
-        Raises MeshError ALREADY_EXISTS for another content under the same version, and
-        PERMISSION_DENIED when the name is another's.
+        Raises MeshError ALREADY_EXISTS for another content under the same version,
+        PERMISSION_DENIED when the name is another's, and RESOURCE_EXHAUSTED when its owner would
+        have too much.
         """
-        async with self._database.writing() as connection:
-            await self._take_name(connection, function.name, identity)
-            rows = (
-                await connection.execute(
-                    select(_VERSIONS.version, _VERSIONS.digest).where(
-                        _VERSIONS.name == function.name
-                    )
+        async with self._database.writing() as connection, connection.begin_nested() as attempt:
+            stored = await self._create(connection, function, identity, team, aliases)
+            if only_checked:
+                await attempt.rollback()
+            return stored
+
+    async def _create(
+        self,
+        connection: AsyncConnection,
+        function: pb.Function,
+        identity: Identity,
+        team: str,
+        aliases: Sequence[str],
+    ) -> tuple[Stored, bool]:
+        name = function.name
+        owner = await self._take_name(connection, name, identity)
+        rows = (
+            await connection.execute(
+                select(_VERSIONS.version, _VERSIONS.digest).where(_VERSIONS.name == name)
+            )
+        ).all()
+        same = next((row.version for row in rows if row.digest == function.digest), None)
+        version = same or function.version or next_version(row.version for row in rows)
+        if not same and any(row.version == version for row in rows):
+            raise MeshError(
+                grpc.StatusCode.ALREADY_EXISTS,
+                "VERSION_EXISTS",
+                f"{name} {version} is there with another content. "
+                "Take another version, or none to let the server count on.",
+                metadata={"version": version},
+            )
+        stored = pb.Function()
+        stored.CopyFrom(function)
+        stored.version, stored.owner = version, owner
+        stored.ClearField("aliases")
+        stored.ClearField("visibility")
+        if same:
+            before = await self._find(connection, name, version)
+            stored.create_time.CopyFrom(before.function.create_time)
+        else:
+            stored.create_time.GetCurrentTime()
+        values = {
+            "team": team,
+            "visibility": function.visibility,
+            "function": stored.SerializeToString(),
+        }
+        if same:
+            one = (_VERSIONS.name == name) & (_VERSIONS.version == version)
+            await connection.execute(update(FUNCTION_VERSIONS).where(one).values(**values))
+        else:
+            await connection.execute(
+                insert(FUNCTION_VERSIONS).values(
+                    name=name,
+                    version=version,
+                    sort_key=sort_key(version),
+                    digest=function.digest,
+                    **values,
                 )
-            ).all()
-            same = next((row.version for row in rows if row.digest == function.digest), None)
-            version = same or function.version or next_version(row.version for row in rows)
-            if not same:
-                if any(row.version == version for row in rows):
-                    raise MeshError(
-                        grpc.StatusCode.ALREADY_EXISTS,
-                        "VERSION_EXISTS",
-                        f"{function.name} {version} is there with another content. "
-                        "Take another version, or none to let the server count on.",
-                        metadata={"version": version},
-                    )
-                if len(rows) >= _MOST_VERSIONS:
-                    raise MeshError(
-                        grpc.StatusCode.RESOURCE_EXHAUSTED,
-                        "TOO_MANY_VERSIONS",
-                        f"{function.name} has {len(rows)} versions. Delete some.",
-                    )
-                await self._add(connection, function, version, team)
-            for alias in {*aliases, LATEST}:
-                await self._point(connection, function.name, alias, version)
-            return await self._find(connection, function.name, version), same is not None
+            )
+        await self._measure(connection, name)
+        count, size = (
+            await connection.execute(
+                select(func.count(), func.sum(FUNCTIONS.c.size)).where(FUNCTIONS.c.owner == owner)
+            )
+        ).one()
+        self._holdings.require(owner, name, count, len(rows) + (not same), int(size))
+        for alias in {*aliases, LATEST}:
+            await self._point(connection, name, alias, version)
+        return await self._find(connection, name, version), same is not None
+
+    async def require_owner(self, name: str, identity: Identity) -> str:
+        """Returns whose function it is. Raises MeshError NOT_FOUND, and PERMISSION_DENIED unless the
+        identity may change it."""
+        async with self._database.reading() as connection:
+            return await self._require_owner(connection, name, identity)
 
     async def point(self, name: str, alias: str, version: str, identity: Identity) -> Stored:
         """Lets an alias mean a version, or removes it when the version is empty; returns the
@@ -107,30 +167,39 @@ class FunctionStore:
         async with self._database.reading() as connection:
             return await self._find(connection, name, wanted or LATEST)
 
-    async def latest(self, after: str, most: int) -> list[Stored]:
-        """Returns the latest versions of functions by name, of those after a name."""
-        async with self._database.reading() as connection:
-            rows = await connection.execute(
-                select(FUNCTION_VERSIONS)
-                .join(
-                    FUNCTION_ALIASES,
-                    (_ALIASES.name == _VERSIONS.name) & (_ALIASES.version == _VERSIONS.version),
-                )
-                .where(_ALIASES.alias == LATEST, _VERSIONS.name > after)
-                .order_by(_VERSIONS.name)
-                .limit(most)
+    async def latest(self, identity: Identity, after: str) -> Batch[Stored]:
+        """Returns the latest versions of functions by name, of those after a name, that an identity
+        sees."""
+        names = FUNCTIONS.c.name
+        query = (
+            select(names.label("place"), FUNCTION_VERSIONS)
+            .join(FUNCTION_ALIASES, (_ALIASES.name == names) & (_ALIASES.alias == LATEST))
+            .join(
+                FUNCTION_VERSIONS,
+                (_VERSIONS.name == names) & (_VERSIONS.version == _ALIASES.version),
             )
-            return await self._stored(connection, rows.all())
+            .where(_seen_by(identity))
+        )
+        async with self._database.reading() as connection:
+            found = await look(connection, query, names, after, _ROWS_AT_ONCE)
+            return Batch(await self._stored(connection, found.rows), found.end)
 
-    async def versions(self, name: str, before: str, most: int) -> list[Stored]:
-        """Returns versions of a function, the highest first, of those below a version, unless that
-        is empty."""
-        query = select(FUNCTION_VERSIONS).where(_VERSIONS.name == name)
+    async def versions(self, identity: Identity, name: str, before: str) -> Batch[Stored]:
+        """Returns versions of a function that an identity sees, the highest first, of those below a
+        version, unless that is empty."""
+        query = (
+            select(FUNCTION_VERSIONS)
+            .join(FUNCTIONS, FUNCTIONS.c.name == _VERSIONS.name)
+            .where(_VERSIONS.name == name, _seen_by(identity))
+            .order_by(_VERSIONS.sort_key.desc())
+            .limit(_ROWS_AT_ONCE)
+        )
         if before:
             query = query.where(_VERSIONS.sort_key < sort_key(before))
         async with self._database.reading() as connection:
-            rows = await connection.execute(query.order_by(_VERSIONS.sort_key.desc()).limit(most))
-            return await self._stored(connection, rows.all())
+            rows = (await connection.execute(query)).all()
+            end = rows[-1].version if len(rows) == _ROWS_AT_ONCE else ""
+            return Batch(await self._stored(connection, rows), end)
 
     async def delete(self, name: str, version: str, identity: Identity) -> None:
         """Deletes a version, or all. Raises MeshError NOT_FOUND and PERMISSION_DENIED."""
@@ -150,6 +219,7 @@ class FunctionStore:
                 )
                 if left:
                     await self._keep_latest(connection, name, left)
+                    await self._measure(connection, name)
                     return
             await connection.execute(delete(FUNCTIONS).where(FUNCTIONS.c.name == name))
 
@@ -162,26 +232,33 @@ class FunctionStore:
         if has_one is None:
             await self._point(connection, name, LATEST, max(left, key=sort_key))
 
-    async def _take_name(self, connection: AsyncConnection, name: str, identity: Identity) -> None:
-        count = await connection.scalar(select(func.count()).select_from(FUNCTIONS))
+    async def _take_name(self, connection: AsyncConnection, name: str, identity: Identity) -> str:
+        """Returns the owner, of whom no other writer counts anything meanwhile."""
         known = await connection.scalar(select(FUNCTIONS.c.owner).where(FUNCTIONS.c.name == name))
-        if known is None and count is not None and count >= _MOST_FUNCTIONS:
-            raise MeshError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "TOO_MANY_FUNCTIONS",
-                f"There are {count} functions. No more are stored.",
-            )
+        if self._database.dialect == "postgresql":
+            what = f"functions of {known or identity.id}"
+            await connection.execute(_LOCK_OWNER, {"what": what})
         try:
             async with connection.begin_nested():
-                await connection.execute(insert(FUNCTIONS).values(name=name, owner=identity.id))
+                await connection.execute(
+                    insert(FUNCTIONS).values(name=name, owner=identity.id, size=0)
+                )
         except IntegrityError:
-            await self._require_owner(connection, name, identity)
+            return await self._require_owner(connection, name, identity)
+        return identity.id
+
+    @staticmethod
+    async def _measure(connection: AsyncConnection, name: str) -> None:
+        size = select(func.sum(func.length(_VERSIONS.function))).where(_VERSIONS.name == name)
+        await connection.execute(
+            update(FUNCTIONS).where(FUNCTIONS.c.name == name).values(size=size.scalar_subquery())
+        )
 
     async def _require_owner(
         self, connection: AsyncConnection, name: str, identity: Identity
-    ) -> None:
+    ) -> str:
         """Also lets other writers of the same function wait."""
-        owner = await connection.scalar(
+        owner: str | None = await connection.scalar(
             select(FUNCTIONS.c.owner).where(FUNCTIONS.c.name == name).with_for_update()
         )
         if owner is None:
@@ -190,32 +267,7 @@ class FunctionStore:
             raise permission_denied(
                 f"The function {name} is another's. Take another name.", reason="NOT_THE_OWNER"
             )
-
-    async def _add(
-        self, connection: AsyncConnection, function: pb.Function, version: str, team: str
-    ) -> None:
-        owner = await connection.scalar(
-            select(FUNCTIONS.c.owner).where(FUNCTIONS.c.name == function.name)
-        )
-        stored = pb.Function()
-        stored.CopyFrom(function)
-        stored.version, stored.owner = version, owner or ""
-        stored.ClearField("aliases")
-        stored.create_time.GetCurrentTime()
-        try:
-            key = sort_key(version)
-        except ValueError as error:
-            raise invalid_argument("function.version", str(error)) from None
-        await connection.execute(
-            insert(FUNCTION_VERSIONS).values(
-                name=function.name,
-                version=version,
-                sort_key=key,
-                digest=function.digest,
-                team=team,
-                function=stored.SerializeToString(),
-            )
-        )
+        return owner
 
     async def _point(
         self, connection: AsyncConnection, name: str, alias: str, version: str
@@ -230,10 +282,10 @@ class FunctionStore:
                 await connection.scalars(select(_ALIASES.alias).where(_ALIASES.name == name))
             )
             if len(known) >= _MOST_ALIASES:
-                raise MeshError(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    "TOO_MANY_ALIASES",
+                raise resource_exhausted(
                     f"{name} has {len(known)} aliases. Remove some.",
+                    reason="TOO_MANY_ALIASES",
+                    subject=name,
                 )
             await connection.execute(
                 insert(FUNCTION_ALIASES).values(name=name, alias=alias, version=version)
@@ -272,9 +324,21 @@ class FunctionStore:
         found = []
         for row in rows:
             function = pb.Function.FromString(row.function)
+            function.visibility = row.visibility
             function.aliases.extend(aliases.get((row.name, row.version), ()))
             found.append(Stored(function, row.team))
         return found
+
+
+def _seen_by(identity: Identity) -> ColumnElement[bool]:
+    """What `Stored.seen_by` says, of rows."""
+    if may_change(identity):
+        return true()
+    seen = (FUNCTIONS.c.owner == identity.id) | (_VERSIONS.visibility == VISIBILITY_ALL)
+    if identity.team:
+        ours = (_VERSIONS.visibility == VISIBILITY_TEAM) & (_VERSIONS.team == identity.team)
+        seen |= ours
+    return seen
 
 
 def no_such_function(name: str, wanted: str) -> MeshError:
