@@ -14,6 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "FUNCTION_ALIASES",
     "FUNCTION_VERSIONS",
     "METADATA",
+    "OPEN_EXECUTION",
 ]
 
 METADATA = MetaData(
@@ -47,6 +49,9 @@ FUNCTIONS = Table(
     METADATA,
     Column("name", String(128), primary_key=True),
     Column("owner", String(128), nullable=False),
+    # Bytes of all its versions.
+    Column("size", BigInteger, nullable=False),
+    Index(None, "owner"),
 )
 """The names that are taken, and by whom."""
 
@@ -60,10 +65,11 @@ FUNCTION_VERSIONS = Table(
     Column("digest", String(71), nullable=False),
     Column("team", String(128), nullable=False),
     Column("function", LargeBinary, nullable=False),
+    Column("visibility", Integer, nullable=False),
     UniqueConstraint("name", "digest"),
     ForeignKeyConstraint(["name"], ["functions.name"], ondelete="CASCADE"),
 )
-"""Versions: `function` is an agent.v1.Function without its aliases."""
+"""Versions: `function` is an agent.v1.Function without its aliases and visibility."""
 
 FUNCTION_ALIASES = Table(
     "function_aliases",
@@ -94,11 +100,24 @@ EXECUTIONS = Table(
     Column("duration", BigInteger, nullable=False),
     Column("execution", LargeBinary, nullable=False),
     Column("printed", Text, nullable=False),
-    Index(None, "owner", "execution_id"),
+    # Bytes of these two.
+    Column("size", BigInteger, nullable=False),
+    Index(None, "owner", "execution_id", "state", "size"),
     Index(None, "function_name", "execution_id"),
     Index(None, "function_name", "function_version", "duration"),
 )
 """Executions: `execution` is an agent.v1.Execution without what it printed."""
+
+# The states that have not ended come first. As a literal, so that it is known for that of the index.
+OPEN_EXECUTION = EXECUTIONS.c.state < literal(3, literal_execute=True)
+"""Whether an execution has not ended."""
+Index(
+    "ix_executions_open",
+    EXECUTIONS.c.owner,
+    EXECUTIONS.c.execution_id,
+    sqlite_where=OPEN_EXECUTION,
+    postgresql_where=OPEN_EXECUTION,
+)
 
 COUNTERS = Table(
     "counters",
@@ -124,7 +143,10 @@ DEFINITIONS = Table(
     # Microseconds since 1970.
     Column("create_time", BigInteger, nullable=False),
     Column("update_time", BigInteger, nullable=False),
+    # Bytes of all its versions.
+    Column("size", BigInteger, nullable=False),
     Index(None, "revision"),
+    Index(None, "owner"),
 )
 """Definitions of agents, deleted ones too."""
 
@@ -148,7 +170,9 @@ CHAIN_RUNS = Table(
     Column("state", Integer, nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("run", LargeBinary, nullable=False),
-    Index(None, "owner", "run_id"),
+    # Bytes of the run with its steps, when it has ended.
+    Column("size", BigInteger, nullable=False),
+    Index(None, "owner", "run_id", "state", "size"),
     Index(None, "owner", "state"),
     Index(None, "definition_id", "run_id"),
 )
