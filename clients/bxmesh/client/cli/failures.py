@@ -50,6 +50,7 @@ _REMEDIES_BY_REASON = {
     "DEFINITION_NOT_FOUND": "`bxmesh definitions list` shows what is there.",
     "EXECUTION_NOT_FOUND": "`bxmesh functions executions` shows what is there.",
     "RUN_NOT_FOUND": "`bxmesh chains list` shows what is there.",
+    "CONVERSATION_NOT_FOUND": "`bxmesh conversation list` shows what is there.",
     "IMPORT_NOT_ALLOWED": "Do without it, or name it with --import where the sandbox has it.",
 }
 

@@ -38,6 +38,9 @@ _COMMANDS = {
     "tasks": _Command("bxmesh.client.cli.tasks", "Give work to agents and follow it."),
     "functions": _Command("bxmesh.client.cli.functions", "Store functions and execute them."),
     "chains": _Command("bxmesh.client.cli.chains", "Run chains of functions and agents."),
+    "conversation": _Command(
+        "bxmesh.client.cli.conversations", "Let several agents find one answer together."
+    ),
     "definitions": _Command(
         "bxmesh.client.cli.definitions", "Write agents as data, and start and stop them."
     ),
