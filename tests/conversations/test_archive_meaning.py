@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from bxmesh.security.v1.visibility_pb2 import VISIBILITY_ALL, VISIBILITY_TEAM
 from bxmesh.server.conversations.archive import Archive, MeaningOptions, open_archive, search
 from bxmesh.server.conversations.archive.embedding.http import HttpEmbedder
 from bxmesh.server.conversations.archive.indexing import Indexer
+from bxmesh.server.conversations.archive.pieces import VectorsAwayError
 from bxmesh.server.conversations.archive.search import Meaning, Search
 from bxmesh.server.conversations.archive.vectors import Vectors, open_vectors
 from bxmesh.server.database import Database, open_database
@@ -79,6 +80,8 @@ async def a_world(
         vectors = await stack.enter_async_context(
             open_vectors(model, DIMENSION, folder=folder, url=url)
         )
+        with suppress(VectorsAwayError):
+            await vectors.connect()
         yield World(database, server, embedder, vectors)
 
 

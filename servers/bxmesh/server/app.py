@@ -31,7 +31,7 @@ from bxmesh.server.activity import OFF, Activity, recording
 from bxmesh.server.agent.service import agent_service
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.chains.service import chain_queue_options, chain_service
-from bxmesh.server.conversations.archive import open_archive
+from bxmesh.server.conversations.archive import MeaningOptions, open_archive
 from bxmesh.server.conversations.events import EventLog
 from bxmesh.server.conversations.service import conversation_service
 from bxmesh.server.conversations.work import conversation_queue_options
@@ -291,7 +291,9 @@ async def _add_services(
         queue = WorkQueue(redis, conversation_queue_options(settings))
         work_queues.append(queue)
         log = EventLog(redis, settings.seals)
-        archive = await stack.enter_async_context(open_archive(database, None, log.forget))
+        archive = await stack.enter_async_context(
+            open_archive(database, _meaning(settings), log.forget)
+        )
         conversations = await stack.enter_async_context(
             conversation_service(
                 settings,
@@ -328,6 +330,18 @@ async def _add_services(
         names.append(offer(grpc_server, security_service_pb2, security))
         drains.append(security.drain)
     return names, drains
+
+
+def _meaning(settings: Settings) -> MeaningOptions:
+    return MeaningOptions(
+        settings.state_dir / "vectors",
+        settings.embedding_url,
+        settings.embedding_model,
+        settings.embedding_dimension,
+        settings.embedding_key.get_secret_value(),
+        settings.qdrant_url,
+        settings.qdrant_key.get_secret_value(),
+    )
 
 
 async def _sweep(store: BundleStore) -> None:

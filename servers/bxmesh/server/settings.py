@@ -6,9 +6,9 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bxmesh.client.endpoint import state_directory
@@ -171,6 +171,20 @@ class Settings(BaseSettings):
     max_open_runs: int = Field(default=200, ge=1)
     """Runs of chains likewise."""
 
+    embedding_url: str = ""
+    """An OpenAI-compatible server, up to and with /v1, whose model tells what texts mean; empty means
+    the packaged model, where it is installed."""
+    embedding_model: str = ""
+    """Its model."""
+    embedding_dimension: int = Field(default=0, ge=0)
+    """How many numbers that model's vectors have."""
+    embedding_key: SecretStr = SecretStr("")
+    """The key of that server."""
+    qdrant_url: str = ""
+    """A Qdrant server for vectors; empty means a folder in the state directory."""
+    qdrant_key: SecretStr = SecretStr("")
+    """The key of that server."""
+
     token_key_days: int = Field(default=30, ge=1)
     """How many days a key signs tokens before the next one does."""
     token_audiences: tuple[str, ...] = ()
@@ -190,6 +204,14 @@ class Settings(BaseSettings):
     """The port of the metrics endpoint."""
     drain_grace: float = Field(default=10.0, ge=0)
     """How long a stop lets running calls finish."""
+
+    @model_validator(mode="after")
+    def _whole_embedding(self) -> Self:
+        if self.embedding_url and not (self.embedding_model and self.embedding_dimension):
+            raise ValueError(
+                "an embedding server needs embedding_model and embedding_dimension besides its URL"
+            )
+        return self
 
     @property
     def mailbox_options(self) -> MailboxOptions:
@@ -291,6 +313,8 @@ class Settings(BaseSettings):
 def complaints(error: ValidationError) -> list[str]:
     """Returns what is wrong with settings, for people."""
     return [
-        f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}"
+        ": ".join(
+            filter(None, (".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")))
+        )
         for one in error.errors()
     ]

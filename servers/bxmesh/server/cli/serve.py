@@ -66,6 +66,14 @@ _EPILOG = (
     help="What an identity's functions may take, and its definitions; 256 MiB.",
 )
 @click.option(
+    "--embedding-url", metavar="URL", help="An OpenAI-compatible server for meaning, up to /v1."
+)
+@click.option("--embedding-model", metavar="NAME", help="Its model.")
+@click.option("--embedding-dimension", type=int, metavar="N", help="Numbers in its vectors.")
+@click.option(
+    "--qdrant-url", metavar="URL", help="Qdrant for vectors; a folder in the state directory."
+)
+@click.option(
     "--tls",
     is_flag=True,
     default=None,

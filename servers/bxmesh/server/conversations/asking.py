@@ -11,7 +11,7 @@ from google.protobuf import json_format
 
 from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.agent.v1 import message_pb2, task_pb2
-from bxmesh.client.conversations.question import ASKED, LANGUAGE_MODEL, AgentAnswer, Question
+from bxmesh.client.conversations.question import ASKED, FINAL, LANGUAGE_MODEL, AgentAnswer, Question
 from bxmesh.server.agent_calls import AgentCalls, mesh_error, result_of
 from bxmesh.server.errors import MeshError, deadline_exceeded, internal
 from bxmesh.server.security.data_loss import DataGuard
@@ -59,6 +59,7 @@ class Asker:
             description=f"Turn {ask.question.turn} of a conversation.",
             parameters=await inspected(self._data, self._owner, ask.participant, _parameters(ask)),
         )
+        spec.retry_policy.non_retryable_reasons.extend(FINAL)
         spec.timeout.FromMilliseconds(max(1, int(ask.seconds * 1000)))
         match ask.participant.WhichOneof("source"):
             case "agent_id":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -45,7 +46,7 @@ class ConversationMesh:
 
     async def require_sendable(self, message: str) -> None:
         """Raises MeshError for a question that the data-loss policy lets nobody send."""
-        await inspected(self.data, current_identity().id, pb.Participant(), message)
+        await inspected(self.data, current_identity().id, pb.Participant(), json.dumps(message))
 
     def first_turn(self, conversation: pb.Conversation) -> int:
         """Returns the turn with which the latest round begins."""

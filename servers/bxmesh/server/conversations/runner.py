@@ -97,9 +97,13 @@ class ConversationRunner:
                 )
                 round_ = _Round(around, conversation, story.left, story.began, work, asker, seconds)
                 await round_.go()
-            await _save(around.archive, conversation)
+            else:
+                await _save(around.archive, conversation)
         except OvertakenError:
-            return None
+            # What was saved of an end that did not come about must not stay.
+            story = fold(await around.log.all(work.conversation_id))
+            if story is not None and story.conversation.state in ENDED:
+                await _save(around.archive, story.conversation)
         return None
 
 
@@ -346,7 +350,13 @@ class _Round:
         else:
             conversation.state = pb.CONVERSATION_STATE_FAILED
             conversation.error.CopyFrom(problem.to_status())
-        await self._write(pb.ConversationEvent(ended=conversation))
+        # Whoever hears of the end may continue, or delete it, at once.
+        ended = pb.Conversation()
+        ended.CopyFrom(conversation)
+        ended.revision += 1
+        ended.update_time.CopyFrom(ended.end_time)
+        await _save(self.around.archive, ended)
+        await self._write(pb.ConversationEvent(ended=ended))
 
     async def _write(self, *events: pb.ConversationEvent) -> list[int]:
         """Writes what has happened, for all to hear; returns the revisions. What changes the
@@ -358,9 +368,6 @@ class _Round:
                 event.conversation_id = conversation.conversation_id
                 event.revision = number
                 event.event_time.GetCurrentTime()
-                if event.HasField("ended"):
-                    event.ended.revision = number
-                    event.ended.update_time.CopyFrom(event.event_time)
             await self.around.log.append(events)
             conversation.revision = revision + len(events)
             conversation.update_time.CopyFrom(events[-1].event_time)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from bxmesh.server.conversations.archive.indexing import Indexer
 from bxmesh.server.conversations.archive.search import Found, Meaning, Search
 from bxmesh.server.conversations.archive.statistics import statistics
 from bxmesh.server.conversations.archive.store import ConversationStore
+from bxmesh.server.conversations.archive.vectors import open_vectors
 from bxmesh.server.database import Database
 from bxmesh.server.errors import MeshError
 from bxmesh.server.security.identities import Identity
@@ -179,11 +181,10 @@ async def _open_meaning(
     options: MeaningOptions, stack: contextlib.AsyncExitStack
 ) -> Meaning | None:
     try:
-        # Only the extras bring what these import.
-        from bxmesh.server.conversations.archive.vectors import open_vectors
-
+        if importlib.util.find_spec("qdrant_client") is None:
+            raise EmbeddingError("qdrant-client is not installed: pip install 'bxmesh[qdrant]'")
         embedder = _embedder(options)
-    except (ImportError, EmbeddingError) as error:
+    except EmbeddingError as error:
         _log.info("conversations are found by words only: %s", error)
         return None
     stack.push_async_callback(embedder.close)

@@ -8,23 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
 from numpy.typing import NDArray
-from qdrant_client import QdrantClient
-from qdrant_client.models import (
-    Distance,
-    FieldCondition,
-    Filter,
-    FilterSelector,
-    MatchAny,
-    PayloadSchemaType,
-    PointIdsList,
-    PointStruct,
-    VectorParams,
-)
 
 from bxmesh.server.conversations.archive.pieces import (
     MOST_CHUNKS,
@@ -32,6 +20,10 @@ from bxmesh.server.conversations.archive.pieces import (
     Piece,
     VectorsAwayError,
 )
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+    from qdrant_client.models import Filter
 
 __all__ = ["Vectors", "open_vectors"]
 
@@ -58,27 +50,31 @@ class Vectors:
         # Local mode is not made for several threads.
         self._threads = ThreadPoolExecutor(1 if local else _THREADS, "vectors")
 
+    async def connect(self) -> None:
+        """Connects now, instead of when it is first asked, which takes a few seconds."""
+        await self._do(lambda client: None)
+
     async def put(self, pieces: Sequence[Piece], vectors: NDArray[np.float32]) -> None:
         """Writes the vectors of all pieces of some messages; what these had beyond that goes."""
-        points = [
-            PointStruct(
-                id=_point_id(piece.conversation_id, piece.place, piece.chunk),
-                vector=vector.tolist(),
-                payload={
-                    _CONVERSATION: piece.conversation_id,
-                    "message": piece.message_id,
-                    "chunk": piece.chunk,
-                    _SEES: list(piece.sees),
-                },
-            )
-            for piece, vector in zip(pieces, vectors, strict=True)
-        ]
-        written = {point.id for point in points}
-        others = _all_of(pieces) - written
 
         def put(client: QdrantClient) -> None:
+            from qdrant_client.models import PointStruct
+
+            points = [
+                PointStruct(
+                    id=_point_id(piece.conversation_id, piece.place, piece.chunk),
+                    vector=vector.tolist(),
+                    payload={
+                        _CONVERSATION: piece.conversation_id,
+                        "message": piece.message_id,
+                        "chunk": piece.chunk,
+                        _SEES: list(piece.sees),
+                    },
+                )
+                for piece, vector in zip(pieces, vectors, strict=True)
+            ]
             client.upsert(self.name, points=points, wait=True)
-            self._drop(client, others)
+            self._drop(client, _all_of(pieces) - {str(point.id) for point in points})
 
         await self._do(put)
 
@@ -89,8 +85,14 @@ class Vectors:
 
     async def drop_conversations(self, names: Sequence[str]) -> None:
         """Removes all vectors of conversations."""
-        selector = FilterSelector(filter=_any_of(_CONVERSATION, names))
-        await self._do(lambda client: client.delete(self.name, points_selector=selector, wait=True))
+
+        def drop(client: QdrantClient) -> None:
+            from qdrant_client.models import FilterSelector
+
+            selector = FilterSelector(filter=_any_of(_CONVERSATION, names))
+            client.delete(self.name, points_selector=selector, wait=True)
+
+        await self._do(drop)
 
     async def nearest(
         self, vector: NDArray[np.float32], most: int, sees: Sequence[str] | None
@@ -98,9 +100,9 @@ class Vectors:
         """Returns the nearest pieces, the nearest first, of those that are seen under one of these
         names; None means all. A folder heeds no names, as that would take it a second: whoever asks
         looks at what comes anyway."""
-        wanted = None if sees is None or self._local else _any_of(_SEES, sees)
 
         def find(client: QdrantClient) -> list[Hit]:
+            wanted = None if sees is None or self._local else _any_of(_SEES, sees)
             found = client.query_points(
                 self.name, query=vector.tolist(), query_filter=wanted, limit=most
             )
@@ -117,6 +119,8 @@ class Vectors:
         return await self._do(lambda client: client.count(self.name).count)
 
     def _drop(self, client: QdrantClient, ids: Iterable[str]) -> None:
+        from qdrant_client.models import PointIdsList
+
         if gone := set(ids):
             client.delete(self.name, points_selector=PointIdsList(points=[*gone]), wait=True)
 
@@ -142,6 +146,8 @@ class Vectors:
         return self._client
 
     def _prepare(self, client: QdrantClient) -> None:
+        from qdrant_client.models import Distance, PayloadSchemaType, VectorParams
+
         if client.collection_exists(self.name):
             return
         size = VectorParams(size=self._dimension, distance=Distance.COSINE)
@@ -173,6 +179,9 @@ async def open_vectors(
     may use at a time. Connects when it is first asked, and again when that failed."""
 
     def connect() -> QdrantClient:
+        # To import it takes seconds, which no server that is not asked should wait for.
+        from qdrant_client import QdrantClient
+
         if url:
             return QdrantClient(
                 url=url, api_key=api_key or None, timeout=_SECONDS, check_compatibility=False
@@ -188,6 +197,8 @@ async def open_vectors(
 
 
 def _any_of(field: str, names: Sequence[str]) -> Filter:
+    from qdrant_client.models import FieldCondition, Filter, MatchAny
+
     return Filter(must=[FieldCondition(key=field, match=MatchAny(any=list(names)))])
 
 
