@@ -260,7 +260,7 @@ async def test_deadline(receiver: OtlpReceiver, kind: str) -> None:
     endless = Endless()
     handler = endless.stream if kind.endswith("stream") else endless.answer
     async with probe(kind, handler, traced_client=True) as (call, _):
-        started = call(CHUNK, metadata=AUTHORIZED, timeout=0.2)
+        started = call(CHUNK, metadata=AUTHORIZED, timeout=2.0)
         assert await started.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await asyncio.wait_for(endless.ended.wait(), 10)
     client, server = await client_and_server(receiver)

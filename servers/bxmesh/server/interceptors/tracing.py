@@ -70,14 +70,14 @@ class TracingInterceptor(Interceptor):
         if span.is_recording():
             call.on_request, call.on_response = received, sent
         code = grpc.StatusCode.UNKNOWN
-        started = perf_counter()
+        started, limit = perf_counter(), call.context.time_remaining()
         token = otel_context.attach(set_span_in_context(span, parent))
         try:
             response = await proceed()
             code = _code(call.context)
             return response
         except asyncio.CancelledError:
-            code = _cancellation(call.context)
+            code = _cancellation(call.context, limit)
             raise
         except grpc.aio.AbortError:
             code = _code(call.context)
@@ -108,8 +108,12 @@ def _code(context: grpc.aio.ServicerContext[Any, Any]) -> grpc.StatusCode:
     return _CODES.get(code or 0, grpc.StatusCode.UNKNOWN)
 
 
-def _cancellation(context: grpc.aio.ServicerContext[Any, Any]) -> grpc.StatusCode:
+def _cancellation(
+    context: grpc.aio.ServicerContext[Any, Any], limit: float | None
+) -> grpc.StatusCode:
     remaining = context.time_remaining()
-    if remaining is not None and remaining <= 0:
+    # Time begins to run at the client: its reset at the deadline comes before the server's own, by as
+    # long as the call was on its way.
+    if limit is not None and remaining is not None and remaining <= min(1.0, limit / 10):
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
