@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from pathlib import Path
 
 from bxmesh.server.embedded import EmbeddedMesh
-from tests.engine.wheel import PDB_1YJP, wheel_file
+from tests.engine.wheel import MTZ_7N2L, PDB_1YJP, PDB_7N2L, wheel_file
 from tests.sdk.conftest import client
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -88,3 +89,27 @@ async def test_geometry_fanout(workers_server: EmbeddedMesh) -> None:
         assert len(await mesh.bundles.download(bundle_id)) % (3 * 8) == 0
         workers = {agent.agent_id for agent in await mesh.agents()}
     assert all(worker in output for worker in workers)
+
+
+async def test_which_model(workers_server: EmbeddedMesh) -> None:
+    files = (str(wheel_file(PDB_7N2L)), str(wheel_file(MTZ_7N2L)))
+    output = await run(workers_server, "which_model.py", *files, "--scattering-table", "electron")
+    shaken, minimized = output.split("Which is better, the deposited one or ")[1:]
+    # All find the deposited one better than a shaken copy.
+    assert shaken.startswith("the shaken one?")
+    assert re.findall(r"  (\S+): the (\S+) one", shaken) == [
+        ("clash", "deposited"),
+        ("geometry", "deposited"),
+        ("xray-fit", "deposited"),
+        ("better", "deposited"),
+    ]
+    for figure in ("rms Z of bonds and angles", "R-free", "nonbonded energy"):
+        assert len(re.findall(rf"sha256:[0-9a-f]{{64}} has {figure} \d", shaken)) == 2
+    # Minimized without the data it has the better geometry; the judge goes by the data.
+    assert re.findall(r"  (\S+): the (\S+) one", minimized) == [
+        ("clash", "minimized"),
+        ("geometry", "minimized"),
+        ("xray-fit", "deposited"),
+        ("better", "deposited"),
+    ]
+    assert "has R-free" in minimized
