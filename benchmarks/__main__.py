@@ -29,6 +29,7 @@ NAMES = (
     "functions",
     "host",
     "chains",
+    "conversations",
     "search",
     "torch",
     "minimization",

@@ -6,18 +6,22 @@ import json
 import re
 from typing import Any
 
-from bxmesh.client.conversations.question import AgentAnswer, Question
+from bxmesh.client.conversations.question import MOST_ITEMS, MOST_TEXT, AgentAnswer, Question
 
 __all__ = ["answer_of", "instructions_of", "prompt_of"]
 
-_MOST_TEXT = 65_536
-_LINE = r"(?im)^[ \t>*_#-]*{}[ \t*_]*:[ \t*_]*(.*?)[ \t*_]*$"
-_ANSWER = re.compile(_LINE.format("answer"))
-_CONFIDENCE = re.compile(_LINE.format("confidence"))
-_RANKING = re.compile(_LINE.format("ranking"))
-_CHOICE = re.compile(_LINE.format("choice"))
-_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
-_FENCE = re.compile(r"^```[a-z]*\s*|\s*```$", re.IGNORECASE)
+# What models put around words. Each run of it ends in something that is none of it, so that no text,
+# however long, is read twice.
+_MARKS = " \t\r*_"
+_LABEL = r"(?im)^[ \t>*_#-]*{}[ \t*_]*:"
+_ANSWER = re.compile(_LABEL.format("answer"))
+_CONFIDENCE = re.compile(_LABEL.format("confidence"))
+_RANKING = re.compile(_LABEL.format("ranking"))
+_CHOICE = re.compile(_LABEL.format("choice"))
+_PLACE = re.compile(r"(?<![0-9.-])[0-9]{1,4}(?![0-9])")
+_NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
+_FENCE = re.compile(r"[\s*_]*(?:```[a-z]*)?\s*", re.IGNORECASE)
+_JSON = json.JSONDecoder()
 
 _FORMS = {
     "numeric": "Answer: <one number with its unit>",
@@ -65,25 +69,34 @@ def prompt_of(question: Question) -> str:
 
 def answer_of(text: str, question: Question) -> AgentAnswer:
     """Returns what a model has written as an answer; the last line of each kind counts."""
-    answer = AgentAnswer(text=text[:_MOST_TEXT])
+    # Providers send what is no text, such as halves of characters.
+    text = text.encode("utf-8", "replace").decode()
+    answer = AgentAnswer(text=text[:MOST_TEXT])
+    # Lines of the end are what was asked for; the rest may be of any length.
+    text = text[-MOST_TEXT:]
     if question.kind == "rank":
-        answer.ranking = [int(float(one)) - 1 for one in _NUMBER.findall(_last(_RANKING, text))][
-            :64
-        ]
+        places = _PLACE.findall(_line(_RANKING, text))
+        answer.ranking = [int(place) - 1 for place in places[:MOST_ITEMS]]
     elif question.kind == "judge":
-        found = _NUMBER.findall(_last(_CHOICE, text))
-        answer.choice = int(float(found[0])) - 1 if found else None
+        found = _PLACE.search(_line(_CHOICE, text))
+        answer.choice = int(found[0]) - 1 if found else None
     else:
-        said = _last(_ANSWER, text)
-        answer.answer = _data(said) if question.method == "structured" else said or None
-        answer.confidence = _confidence(_last(_CONFIDENCE, text))
+        if question.method == "structured":
+            answer.answer = _data(_rest(_ANSWER, text))
+        else:
+            answer.answer = _line(_ANSWER, text) or None
+        answer.confidence = _confidence(_line(_CONFIDENCE, text))
     return answer
 
 
-def _last(pattern: re.Pattern[str], text: str) -> str:
-    # Lines of the end are what was asked for; the rest may be of any length.
-    found = pattern.findall(text[-_MOST_TEXT:])
-    return str(found[-1]) if found else ""
+def _rest(label: re.Pattern[str], text: str) -> str:
+    """All that follows the last label of a kind."""
+    ends = [found.end() for found in label.finditer(text)]
+    return text[ends[-1] :] if ends else ""
+
+
+def _line(label: re.Pattern[str], text: str) -> str:
+    return _rest(label, text).partition("\n")[0].strip(_MARKS)
 
 
 def _confidence(text: str) -> float | None:
@@ -91,13 +104,17 @@ def _confidence(text: str) -> float | None:
     if found is None:
         return None
     value = float(found[0])
-    if "%" in text or 1 < value <= 100:
+    if "%" in text or value > 1:
         value /= 100
-    return min(1.0, value)
+    return value if 0 <= value <= 1 else None
 
 
 def _data(text: str) -> Any:
+    fence = _FENCE.match(text)
     try:
-        return json.loads(_FENCE.sub("", text)) if text else None
+        found = _JSON.raw_decode(text, fence.end() if fence else 0)[0]
+        # What Python takes for JSON need not be: infinite numbers, halves of characters.
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+        return found
     except (ValueError, RecursionError):
         return None

@@ -6,15 +6,43 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["ASKED", "LANGUAGE_MODEL", "AgentAnswer", "Question", "Said"]
+__all__ = [
+    "ASKED",
+    "FINAL",
+    "LANGUAGE_MODEL",
+    "MOST_ITEMS",
+    "MOST_NAME",
+    "MOST_TEXT",
+    "AgentAnswer",
+    "Question",
+    "Said",
+]
 
 ASKED = "conversation.answer"
 """The type of the tasks that are questions."""
 LANGUAGE_MODEL = "language_model"
 """The capability of agents that answer with whatever model a question names."""
 
-_MOST_TEXT = 65_536
-_MOST_ITEMS = 64
+FINAL = (
+    "EXTRA_MISSING",
+    "MODEL_KEY_REFUSED",
+    "MODEL_NOT_CONFIGURED",
+    "MODEL_NOT_LENT",
+    "MODEL_REJECTED",
+    "OUTPUT_INVALID",
+    "PAYLOAD_MISMATCH",
+    "TOKEN_LIMIT",
+    "TOOL_LIMIT",
+    "TOOL_UNKNOWN",
+)
+"""Why agents have no answer and are not asked again: no repetition cures it, or it costs its tokens
+twice."""
+MOST_TEXT = 65_536
+"""The characters of an answer."""
+MOST_ITEMS = 64
+"""The candidates that an answer puts in order, and the pieces of evidence that it names."""
+MOST_NAME = 256
+"""The characters of a language model's name."""
 
 
 class Said(BaseModel):
@@ -64,21 +92,21 @@ class AgentAnswer(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    text: Annotated[str, Field(max_length=_MOST_TEXT)] = ""
+    text: Annotated[str, Field(max_length=MOST_TEXT)] = ""
     """In words."""
     answer: Any = None
     """As data, which the consensus goes by; None to let it go by the text."""
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
     """How sure it is."""
-    ranking: Annotated[list[int], Field(max_length=_MOST_ITEMS)] = []
+    ranking: Annotated[list[int], Field(max_length=MOST_ITEMS)] = []
     """The candidates by number from 0, the best first."""
     choice: int | None = None
     """The candidate that is chosen, by number from 0."""
     evidence: Annotated[
-        list[Annotated[str, Field(max_length=1024)]], Field(max_length=_MOST_ITEMS)
+        list[Annotated[str, Field(max_length=1024)]], Field(max_length=MOST_ITEMS)
     ] = []
     """What it rests on: bundle ids, figures."""
-    model: Annotated[str, Field(max_length=256)] = ""
+    model: Annotated[str, Field(max_length=MOST_NAME)] = ""
     """The language model that answered."""
     input_tokens: Annotated[int, Field(ge=0, le=2**40)] = 0
     """Tokens read."""

@@ -152,7 +152,7 @@ class DefinedAgent(Agent):
         try:
             async with limit:
                 work = await work_of()
-                schema = behaviour.definition.input_schema
+                schema = behaviour.input_schema(work_type)
                 require_fit(work.payload, schema, len(str(work.payload)))
                 reply = await behaviour.answer(work)
             ok = True

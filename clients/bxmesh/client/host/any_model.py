@@ -24,6 +24,18 @@ __all__ = ["AnyModelBehaviour"]
 
 _AT_A_TIME = 256
 _KEPT = 64
+# Others reach into the request: they could name another model, or add headers.
+_SETTINGS = frozenset(
+    {
+        "frequency_penalty",
+        "parallel_tool_calls",
+        "presence_penalty",
+        "seed",
+        "stop_sequences",
+        "thinking",
+        "top_k",
+    }
+)
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -60,6 +72,12 @@ class AnyModelBehaviour(Behaviour):
             raise refused(
                 "MODEL_NOT_LENT",
                 f"this host lends {', '.join(self._lent)}, not {settings.model} {settings.base_url}",
+            )
+        if refusals := settings.extra.keys() - _SETTINGS:
+            raise refused(
+                "MODEL_NOT_LENT",
+                f"this host lends models with {', '.join(sorted(_SETTINGS))}, not with "
+                f"{', '.join(sorted(refusals))}",
             )
         settings.base_url = url
         return await self._behaviour(settings).answer(work)

@@ -15,6 +15,7 @@ from bxmesh.client.host.calls import Calls
 from bxmesh.client.host.work import Reply, Work
 from bxmesh.client.mesh import AsyncMesh
 from bxmesh.registry.v1 import agent_definition_pb2 as pb
+from bxmesh.registry.v1.schema_pb2 import Schema
 
 __all__ = ["Behaviour", "ChainBehaviour", "RuleBehaviour", "reply_type"]
 
@@ -29,6 +30,10 @@ class Behaviour(ABC):
         """The mesh."""
         self.calls = Calls(mesh, definition)
         """What it may call."""
+
+    def input_schema(self, work_type: str) -> Schema:
+        """What work of a type must be."""
+        return self.definition.input_schema
 
     @abstractmethod
     async def answer(self, work: Work) -> Reply:

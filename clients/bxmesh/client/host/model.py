@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -20,9 +21,11 @@ from bxmesh.client.host.tools import Tools
 from bxmesh.client.host.work import Reply, Work
 from bxmesh.client.mesh import AsyncMesh
 from bxmesh.registry.v1 import agent_definition_pb2 as pb
+from bxmesh.registry.v1.schema_pb2 import Schema
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent, RunUsage
+    from pydantic_ai.exceptions import ModelAPIError
     from pydantic_ai.settings import ModelSettings
 
 __all__ = ["ModelBehaviour"]
@@ -34,6 +37,8 @@ _WRAPPED = "value"
 _KEY_REFUSED = (401, 403)
 _PASSING = (408, 409, 425, 429)
 _MOST_SAID = 300
+_LONGEST_PAUSE = 3600.0
+_CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class _Output(NamedTuple):
@@ -52,9 +57,13 @@ class ModelBehaviour(Behaviour):
         self._tools = Tools(self.calls, list(definition.tools))
         self._limits = DefinitionLimits.from_message(definition.limits)
         self._agent: Agent[Work, Any] | None = None
-        self._speaker: Agent[Work, str] | None = None
+        self._speaker: Agent[Work, Any] | None = None
         self._making = asyncio.Lock()
         self._output = _Output(str, wrapped=False)
+
+    def input_schema(self, work_type: str) -> Schema:
+        """What work of a type must be: questions of conversations are what they are."""
+        return Schema() if work_type == ASKED else super().input_schema(work_type)
 
     async def answer(self, work: Work) -> Reply:
         """Asks the model until it has an answer that fits. Raises BxmeshError with the reason."""
@@ -62,7 +71,7 @@ class ModelBehaviour(Behaviour):
             question = question_of(work)
 
             async def say_it(usage: RunUsage, options: dict[str, Any]) -> AgentAnswer:
-                return await say(await self._voice(), work, question, usage, **options)
+                return await say(await self._voice(work), work, question, usage, **options)
 
             return Reply((await self._counted(work, say_it)).model_dump(exclude_defaults=True))
         agent = await self._ready(work)
@@ -103,18 +112,26 @@ class ModelBehaviour(Behaviour):
             raise self._failure(error, usage) from error
         except UserError as error:
             raise refused("MODEL_NOT_CONFIGURED", f"{error}"[:_MOST_SAID]) from error
+        except BxmeshError:
+            raise
+        except Exception as error:
+            # Providers answer what no client expects, and its words may be those of the answer.
+            name = self.definition.model.model
+            raise output_invalid(f"{name} has failed: {type(error).__name__}") from error
         finally:
             work.figures.input_tokens += usage.input_tokens
             work.figures.output_tokens += usage.output_tokens
 
-    async def _voice(self) -> Agent[Work, str]:
+    async def _voice(self, work: Work) -> Agent[Work, str]:
         """The agent that takes part in conversations, where what is said is plain text."""
         async with self._making:
             if self._speaker is None:
-                self._speaker = await asyncio.to_thread(self._make_voice)
+                self._speaker = await asyncio.to_thread(self._made, str)
+            else:
+                work.figures.cache_hits += 1
         return self._speaker
 
-    def _make_voice(self) -> Agent[Work, str]:
+    def _made(self, output: Any) -> Agent[Work, Any]:
         try:
             from pydantic_ai import Agent
         except ModuleNotFoundError as error:
@@ -122,7 +139,7 @@ class ModelBehaviour(Behaviour):
         definition = self.definition
         return Agent(
             self._models.get(definition.model),
-            output_type=str,
+            output_type=output,
             system_prompt=definition.system_prompt or (),
             deps_type=Work,
             name=definition.definition_id,
@@ -141,7 +158,7 @@ class ModelBehaviour(Behaviour):
 
     def _make(self) -> Agent[Work, Any]:
         try:
-            from pydantic_ai import Agent, ModelRetry
+            from pydantic_ai import ModelRetry
             from pydantic_ai.exceptions import UserError
         except ModuleNotFoundError as error:
             raise extra_missing(error) from error
@@ -150,15 +167,7 @@ class ModelBehaviour(Behaviour):
             self._output = _output(definition)
         except UserError as error:
             raise refused("OUTPUT_SCHEMA_UNSUPPORTED", f"{error}"[:_MOST_SAID]) from error
-        agent: Agent[Work, Any] = Agent(
-            self._models.get(definition.model),
-            output_type=self._output.type,
-            system_prompt=definition.system_prompt or (),
-            deps_type=Work,
-            name=definition.definition_id,
-            model_settings=_settings(definition.model),
-            retries=_RETRIES,
-        )
+        agent = self._made(self._output.type)
 
         @agent.output_validator
         def check(output: Any) -> Any:
@@ -171,7 +180,11 @@ class ModelBehaviour(Behaviour):
         return agent
 
     def _failure(self, error: Exception, usage: RunUsage) -> BxmeshError:
-        """What a run that failed is to callers; what providers say may hold parts of keys."""
+        """What a run that failed is to callers.
+
+        What providers say may hold parts of keys and of what they were asked: it is not repeated, as
+        it would be in logs.
+        """
         from pydantic_ai.exceptions import (
             ModelAPIError,
             ModelHTTPError,
@@ -180,7 +193,6 @@ class ModelBehaviour(Behaviour):
         )
 
         name, most = self.definition.model.model, self._limits.max_tokens
-        said = f"{error}"[:_MOST_SAID]
         match error:
             case UsageLimitExceeded() if most is not None and usage.total_tokens > most:
                 return exhausted("TOKEN_LIMIT", f"it took {usage.total_tokens} tokens of {most}")
@@ -195,12 +207,30 @@ class ModelBehaviour(Behaviour):
                     f"the server of {name} refuses this host's key ({error.status_code})",
                 )
             case ModelHTTPError() if error.status_code < 500 and error.status_code not in _PASSING:
-                return refused("MODEL_REJECTED", said)
-            case ModelAPIError():
-                return unavailable(f"{name} cannot be reached for now: {said}")
+                return refused(
+                    "MODEL_REJECTED", f"the server of {name} refuses the request: {_said(error)}"
+                )
+            case ModelAPIError() if type(error) is not ModelAPIError or error.in_stream:
+                return unavailable(
+                    f"{name} cannot be reached for now: {_said(error)}", _pause(error)
+                )
             case UnexpectedModelBehavior():
+                said = error.message[:_MOST_SAID]
                 return output_invalid(f"{name} has no answer that fits: {said}")
-        return output_invalid(f"{name} has failed: {said}")
+        return output_invalid(f"{name} has failed: {type(error).__name__}")
+
+
+def _said(error: ModelAPIError) -> str:
+    """The status and the codes of an error, without its words."""
+    status = getattr(error, "status_code", None) or type(error).__name__
+    codes = (error.provider_error_code, error.provider_error_type)
+    return " ".join([f"{status}", *(code for code in codes if code and _CODE.fullmatch(code))])
+
+
+def _pause(error: ModelAPIError) -> float | None:
+    """The seconds that a provider asks to wait for; None when it asks for nothing that is one."""
+    seconds = error.retry_after
+    return None if seconds is None or not 0 <= seconds <= _LONGEST_PAUSE else seconds
 
 
 def _settings(model: pb.ModelSettings) -> ModelSettings:

@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
+from bxmesh.client.conversations.question import MOST_TEXT
+from bxmesh.client.errors import BxmeshError
+
 __all__ = ["Written"]
 
 _EVERY_SECONDS = 0.1
@@ -20,11 +23,17 @@ class Written:
     def __init__(self, tell: Callable[[str], Awaitable[None]]) -> None:
         self._tell = tell
         self._pieces: list[str] = []
+        # An answer is no longer than this, and what is not of it need not be told.
+        self._left = MOST_TEXT
         self._told = 0.0
         self._telling: asyncio.Task[None] | None = None
 
     def add(self, text: str) -> None:
         """Takes what was written; what it takes to tell it does not hold the model up."""
+        text = text[: self._left].encode("utf-8", "replace").decode()
+        self._left -= len(text)
+        if not text:
+            return
         self._pieces.append(text)
         if self._telling is None or self._telling.done():
             self._telling = asyncio.create_task(self._go_on())
@@ -34,8 +43,13 @@ class Written:
             await asyncio.sleep(max(0.0, self._told + _EVERY_SECONDS - time.monotonic()))
             text, self._pieces = "".join(self._pieces), []
             self._told = time.monotonic()
-            for start in range(0, len(text), _MOST_CHARACTERS):
-                await self._tell(text[start : start + _MOST_CHARACTERS])
+            try:
+                for start in range(0, len(text), _MOST_CHARACTERS):
+                    await self._tell(text[start : start + _MOST_CHARACTERS])
+            except BxmeshError:
+                # The result tells it all, or finds that nobody wants it any more.
+                self._left = 0
+                return
 
     async def __aenter__(self) -> Self:
         return self
