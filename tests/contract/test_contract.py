@@ -26,6 +26,7 @@ SERVICES = {
     "bxmesh.agent.v1.ConversationService",
     "bxmesh.agent.v1.FunctionService",
     "bxmesh.geometry.v1.GeometryService",
+    "bxmesh.health.v1.HealthService",
     "bxmesh.registry.v1.RegistryService",
     "bxmesh.security.v1.SecurityService",
 }

@@ -30,6 +30,7 @@ from bxmesh.agent.v1 import (
 )
 from bxmesh.client.errors import from_rpc_error
 from bxmesh.geometry.v1 import geometry_service_pb2
+from bxmesh.health.v1 import health_service_pb2
 from bxmesh.registry.v1 import registry_service_pb2
 from bxmesh.security.v1 import credential_pb2, identity_pb2, security_service_pb2
 from bxmesh.server.security.permissions import METHODS, OPEN_SERVICES, PERMISSIONS
@@ -43,6 +44,7 @@ FILES = (
     chain_service_pb2,
     conversation_service_pb2,
     function_service_pb2,
+    health_service_pb2,
     registry_service_pb2,
     security_service_pb2,
 )
@@ -83,6 +85,8 @@ agent.v1.FunctionService
   CreateFunction UpdateFunctionAlias DeleteFunction: function_write
   GetFunction ListFunctions GetFunctionStats: function_read
   ExecuteFunction StreamFunction GetExecution ListExecutions CancelExecution: function_execute
+health.v1.HealthService
+  GetHealth:
 registry.v1.RegistryService
   RegisterAgent KeepAlive DeregisterAgent: agent_register
   GetAgent ListAgents DiscoverAgents SelectAgent WatchAgents GetRegistryStats: registry_read

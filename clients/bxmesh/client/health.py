@@ -23,6 +23,7 @@ _NAMES = (
     "bxmesh.agent.v1.ChainService",
     "bxmesh.agent.v1.ConversationService",
     "bxmesh.security.v1.SecurityService",
+    "bxmesh.health.v1.HealthService",
     "dependency:redis",
     "dependency:workers",
     "dependency:storage",

@@ -25,6 +25,7 @@ from bxmesh.agent.v1 import (
     function_service_pb2,
 )
 from bxmesh.geometry.v1 import geometry_service_pb2
+from bxmesh.health.v1 import health_service_pb2
 from bxmesh.registry.v1 import registry_service_pb2
 from bxmesh.security.v1 import security_service_pb2
 from bxmesh.server.activity import OFF, Activity, recording
@@ -54,6 +55,8 @@ from bxmesh.server.geometry.routing import Router
 from bxmesh.server.geometry.service import GeometryService
 from bxmesh.server.geometry.session_record import SessionRecords
 from bxmesh.server.health import Health
+from bxmesh.server.health_report import HealthReport, HealthReportService
+from bxmesh.server.health_report.checks import checks_of
 from bxmesh.server.listening import add_port, remove_sockets_of_the_dead, write_server_file
 from bxmesh.server.live_agents import LiveAgents
 from bxmesh.server.occupation import Work
@@ -178,6 +181,9 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     interceptors = secured.interceptors(server.activity)
     grpc_server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
     names, drains = await _add_services(server, grpc_server, secured, stack)
+    report = HealthReport(checks_of(settings, redis, server.database, server.queue))
+    stack.push_async_callback(report.close)
+    names.append(offer(grpc_server, health_service_pb2, HealthReportService(report)))
     health = Health(settings, redis, names, server.database)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, grpc_server)
     names.append(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)

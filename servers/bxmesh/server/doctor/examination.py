@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from bxmesh.server.doctor import engine, functions, network, python, redis, sandbox, storage, tls
+from bxmesh.server.doctor import (
+    engine,
+    functions,
+    memory,
+    network,
+    python,
+    redis,
+    sandbox,
+    storage,
+    tls,
+)
 from bxmesh.server.doctor.findings import Finding, fail
 from bxmesh.server.settings import Settings
 
@@ -22,6 +32,7 @@ _CHECKS: tuple[Check, ...] = (
     network.check_socket_paths,
     storage.check_directories,
     storage.check_disk,
+    memory.check_memory,
     tls.check_tls,
     sandbox.check_sandbox,
     functions.check_database,

@@ -17,11 +17,12 @@ from redis.exceptions import RedisError
 from bxmesh.server.doctor.findings import Finding, fail, ok, warn
 from bxmesh.server.settings import Settings
 
-__all__ = ["check_redis"]
+__all__ = ["check_redis", "judge_memory_and_durability", "judge_server"]
 
 _OLDEST = (7, 0)
 _SECONDS = 3.0
 _SLOW_MS = 20.0
+_FULL = 0.9
 _CLOCKS_APART = 1.0
 _STEP_SECONDS = 0.1
 _STEPPED = 0.05
@@ -75,28 +76,34 @@ def _ask(url: str, where: str, *, durable: bool = False) -> list[Finding]:
     except (RedisError, OSError, ValueError) as error:
         message = f"{where} does not answer: {str(error).splitlines()[0]}"
         return [fail("redis", message, "Start it, or correct --redis-url (BXMESH_REDIS_URL).")]
-    findings = [_server(info, where, took), _apart(apart)]
+    findings = [judge_server(info, where, took), _apart(apart)]
     if not durable:
-        findings += _durability(info)
+        findings += judge_memory_and_durability(info)
     return findings
 
 
-def _server(info: dict[str, Any], where: str, took: float) -> Finding:
+def judge_server(
+    info: dict[str, Any], where: str, took: float, slow_ms: float = _SLOW_MS
+) -> Finding:
+    """Returns how fit a server is by its INFO, and by the seconds that an answer took."""
     product = "Valkey" if "valkey_version" in info else "Redis"
     version = str(info.get("valkey_version") or info["redis_version"])
-    message = f"{product} {version}, {where}, answers in {1000 * took:.1f} ms"
+    message = ", ".join(
+        filter(None, (f"{product} {version}", where, f"answers in {1000 * took:.1f} ms"))
+    )
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
         return fail("redis", message, "Use Redis 7.0 or Valkey 7.2, or newer.")
     if info.get("loading"):
         return fail("redis", f"{message}, still loads its data", "Wait until it has.")
     if info.get("role") == "slave":
         return fail("redis", f"{message}, a replica", "Give the URL of the primary.")
-    if 1000 * took > _SLOW_MS:
+    if 1000 * took > slow_ms:
         return warn("redis", message, "Every step asks it: run it close to the mesh.")
     return ok("redis", message)
 
 
-def _durability(info: dict[str, Any]) -> list[Finding]:
+def judge_memory_and_durability(info: dict[str, Any]) -> list[Finding]:
+    """Returns what is wrong, by its INFO, with how a server keeps what it is given."""
     findings = []
     policy = info.get("maxmemory_policy", "noeviction")
     if info.get("maxmemory") and policy != "noeviction":
@@ -107,6 +114,13 @@ def _durability(info: dict[str, Any]) -> list[Finding]:
                 "Run: CONFIG SET maxmemory-policy noeviction",
             )
         )
+    used, most = info.get("used_memory", 0), info.get("maxmemory", 0)
+    if most and used > _FULL * most:
+        message = f"{100 * used / most:.0f} % of its maxmemory is in use"
+        findings.append(warn("redis memory", message, "Give it more, or purge dead letters."))
+    if info.get("aof_last_write_status", "ok") != "ok":
+        message = "it could not write its append-only file"
+        findings.append(fail("redis durability", message, "Free some space on its disk."))
     if not info.get("aof_enabled"):
         findings.append(
             warn(

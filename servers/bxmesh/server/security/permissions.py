@@ -159,6 +159,10 @@ METHODS: Mapping[str, Rule] = MappingProxyType(
         },
     )
     | _all(
+        "health.v1.HealthService",
+        {"GetHealth": Rule((), (("mesh_operate", "for more than states"),))},
+    )
+    | _all(
         "registry.v1.RegistryService",
         {
             "RegisterAgent": Rule(
