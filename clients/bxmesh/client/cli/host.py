@@ -71,7 +71,7 @@ def host(
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("bxmesh.client.host").setLevel(logging.INFO)
 
-    models = {model: url for model, _, url in (one.partition("=") for one in lent)}
+    models = dict(map(_lent, lent))
 
     async def run() -> None:
         async with AsyncMesh(**vars(where)) as mesh:
@@ -99,6 +99,16 @@ def host(
                     _print(running.figures())
 
     asyncio.run(run())
+
+
+def _lent(text: str) -> tuple[str, str]:
+    model, _, url = text.partition("=")
+    provider, _, name = model.partition(":")
+    if not provider or not name:
+        raise click.BadParameter(
+            f"{text!r} names no model of a provider, as openai:gpt-5 does", param_hint="--lend"
+        )
+    return model, url
 
 
 def _print(figures: list[AgentFigures]) -> None:
