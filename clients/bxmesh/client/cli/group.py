@@ -50,6 +50,7 @@ _COMMANDS = {
     "security": _Command("bxmesh.client.cli.security", "Say who may do what, and see who did."),
     "tls": _Command("bxmesh.server.cli", "Make certificates for development."),
     "serve": _Command("bxmesh.server.cli", "Start the mesh."),
+    "http": _Command("bxmesh.server.http.cli", "Serve HTTP for people and browsers."),
     "demo": _Command("bxmesh.server.cli", "Run the main job on a real crystal structure."),
     "doctor": _Command("bxmesh.server.cli", "Check what people get stuck on."),
 }

@@ -1,0 +1,1 @@
+"""What the API takes and answers: what checks input, writes output, and documents both."""
