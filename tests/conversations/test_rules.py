@@ -192,3 +192,27 @@ async def test_nobody_has_all_the_room(mesh: AsyncMesh, stranger: Talk) -> None:
                 events = stranger.events(conversation_id=one.conversation_id)
                 [*_, last] = [event async for event in events]
                 assert last.ended.state == pb.CONVERSATION_STATE_COMPLETED
+
+
+async def test_repetitions_at_once_are_one(mesh: AsyncMesh) -> None:
+    talk = Talk(mesh)
+    async with taking_part(mesh, one=lambda question: question.message) as voices:
+        for _ in range(5):
+            same = uuid4().hex
+            held = await asyncio.gather(
+                *(talk.hold(spec("one"), request_id=same, detach=True) for _ in range(8))
+            )
+            assert len({one.conversation_id for one in held}) == 1
+        name = held[0].conversation_id
+        [*_, first] = [event async for event in talk.events(conversation_id=name)]
+        again = pb.SendConversationMessageRequest(
+            conversation_id=name, message="and?", request_id=uuid4().hex
+        )
+        await asyncio.gather(*(talk.call("SendConversationMessage", again) for _ in range(8)))
+        # Whoever follows from the beginning sees both rounds.
+        events = [event async for event in talk.events(conversation_id=name)]
+        kinds = [event.WhichOneof("event") for event in events]
+        assert kinds.count("started") == kinds.count("ended") == 2
+        assert events[-1].ended.consensus.text == "and?"
+        assert events[-1].revision > first.revision
+        assert len(voices["one"].asked) == 6

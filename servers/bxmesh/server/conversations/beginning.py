@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from opentelemetry import trace
 
 from bxmesh.agent.v1 import conversation_pb2 as pb
-from bxmesh.server.time_ids import time_id
 
 __all__ = ["begun", "continued"]
 
@@ -15,11 +14,11 @@ _TITLE_CHARACTERS = 80
 
 
 def begun(
-    spec: pb.ConversationSpec, participants: Sequence[pb.Participant], owner: str
+    name: str, spec: pb.ConversationSpec, participants: Sequence[pb.Participant], owner: str
 ) -> pb.Conversation:
     """Returns a new conversation that waits to begin."""
     conversation = pb.Conversation(
-        conversation_id=time_id(),
+        conversation_id=name,
         spec=spec,
         state=pb.CONVERSATION_STATE_PENDING,
         participants=participants,

@@ -40,7 +40,10 @@ async def follow(
                 after = event.revision
                 yield event
                 if event.HasField("ended"):
-                    return
+                    # Unless somebody has continued it since.
+                    last = await mesh.log.last(name)
+                    if last is None or last.revision <= after:
+                        return
             if events:
                 continue
             if events is not None and (last := await mesh.log.last(name)) is not None:

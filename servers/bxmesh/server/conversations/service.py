@@ -42,6 +42,7 @@ from bxmesh.server.settings import Settings
 from bxmesh.server.streams import Ticket, Worker, WorkerOptions, WorkQueue
 from bxmesh.server.streams.change_bell import ChangeBell
 from bxmesh.server.streams.ending import end_tasks
+from bxmesh.server.time_ids import time_id
 
 __all__ = ["ConversationService", "conversation_service"]
 
@@ -126,8 +127,6 @@ class ConversationService(ArchiveRpcs):
                 async for event in follow(self._mesh, name, 0):
                     if event.HasField("ended"):
                         return pb.StartConversationResponse(conversation=event.ended)
-        if conversation is None:
-            conversation = await self._mesh.seen(name)
         return pb.StartConversationResponse(conversation=conversation)
 
     async def SendConversationMessage(
@@ -136,20 +135,22 @@ class ConversationService(ArchiveRpcs):
         """Continues a conversation that has ended."""
         mesh = self._mesh
         mutation = self._mutation("SendConversationMessage", request.request_id)
-        if await mutation.answered(pb.SendConversationMessageResponse()):
-            return pb.SendConversationMessageResponse(
-                conversation=await self._own(request.conversation_id)
-            )
         conversation = await self._own(request.conversation_id)
+        name, revision = conversation.conversation_id, conversation.revision
+        answer = await mutation.answered(pb.SendConversationMessageResponse())
+        if answer is not None and answer.conversation.revision <= revision:
+            return pb.SendConversationMessageResponse(conversation=conversation)
         if conversation.state not in ENDED:
-            raise _under_way(conversation.conversation_id)
+            raise _under_way(name)
         await self._require_room()
         await mesh.require_sendable(request.message)
         first = continued(conversation, request)
         last = first - 1 + (request.turns or conversation.spec.turns or 1)
-        await self._enqueue(conversation, first, last, request.message)
-        short = pb.Conversation(conversation_id=conversation.conversation_id)
+        short = pb.Conversation(conversation_id=name, revision=conversation.revision)
         await mutation.settle(pb.SendConversationMessageResponse(conversation=short))
+        await self._enqueue(
+            conversation, first, last, request.message, repeated=bool(mutation.name)
+        )
         return pb.SendConversationMessageResponse(conversation=conversation)
 
     async def CancelConversation(
@@ -186,33 +187,42 @@ class ConversationService(ArchiveRpcs):
 
     async def _begin(
         self, method: str, spec: pb.ConversationSpec, request_id: str
-    ) -> tuple[str, pb.Conversation | None]:
+    ) -> tuple[str, pb.Conversation]:
         """Begins a conversation, unless the same request did; it is durable when this returns."""
         mesh, identity = self._mesh, current_identity()
         mutation = self._mutation(method, request_id)
         if answer := await mutation.answered(pb.StartConversationResponse()):
-            return answer.conversation.conversation_id, None
+            name = answer.conversation.conversation_id
+            try:
+                return name, await mesh.seen(name)
+            except MeshError as error:
+                if error.code is not grpc.StatusCode.NOT_FOUND:
+                    raise
         await self._require_room()
         participants = completed(spec)
         await asyncio.to_thread(require_holdable, spec, participants)
         await mesh.require_sendable(spec.message)
-        conversation = begun(spec, participants, identity.id)
-        if mutation.name:
-            short = pb.Conversation(conversation_id=conversation.conversation_id)
-            counts = await mutation.settle(pb.StartConversationResponse(conversation=short))
-            if counts.conversation.conversation_id != conversation.conversation_id:
-                return counts.conversation.conversation_id, None
-        try:
-            await mesh.archive.save(conversation, shared_team(identity, spec.visibility))
-            await self._enqueue(conversation, 1, spec.turns or 1, spec.message)
-        except MeshError:
-            await mutation.forget()
-            raise
-        return conversation.conversation_id, conversation
+        # A repetition goes on where another broke off, under the name that counts.
+        mine = pb.StartConversationResponse(conversation=pb.Conversation(conversation_id=time_id()))
+        name = (await mutation.settle(mine)).conversation.conversation_id
+        conversation = begun(name, spec, participants, identity.id)
+        await mesh.archive.save(conversation, shared_team(identity, spec.visibility))
+        await self._enqueue(
+            conversation, 1, spec.turns or 1, spec.message, repeated=bool(mutation.name)
+        )
+        return name, conversation
 
     async def _enqueue(
-        self, conversation: pb.Conversation, first: int, last: int, message: str
+        self,
+        conversation: pb.Conversation,
+        first: int,
+        last: int,
+        message: str,
+        *,
+        repeated: bool,
     ) -> None:
+        """Lets a round wait for a server that holds it; a request that may be repeated goes on where
+        it broke off."""
         mesh, identity = self._mesh, current_identity()
         name = conversation.conversation_id
         started = pb.ConversationEvent(
@@ -222,7 +232,8 @@ class ConversationService(ArchiveRpcs):
         try:
             await mesh.log.append([started])
         except OvertakenError:
-            raise _under_way(name) from None
+            if not (repeated and await self._is_begun(conversation)):
+                raise _under_way(name) from None
         item = round_name(name, first)
         try:
             await mesh.archive.save(conversation)
@@ -245,6 +256,15 @@ class ConversationService(ArchiveRpcs):
                 await mesh.end(conversation, pb.CONVERSATION_STATE_FAILED, error)
             raise
         await mesh.bell.ring(name)
+
+    async def _is_begun(self, conversation: pb.Conversation) -> bool:
+        """Whether the same request has begun the round already."""
+        name, revision = conversation.conversation_id, conversation.revision
+        events = await self._mesh.log.after(name, revision - 1, 1)
+        if not events or events[0].revision != revision or not events[0].HasField("started"):
+            return False
+        theirs, mine = events[0].started.turns, conversation.turns
+        return len(theirs) == len(mine) and (not mine or theirs[-1].text == mine[-1].text)
 
     async def _own(self, name: str) -> pb.Conversation:
         conversation = await self._mesh.seen(name)
