@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import time
 
 import grpc
@@ -12,32 +10,23 @@ import grpc
 from bxmesh.agent.v1 import chain_run_pb2 as pb
 from bxmesh.server.chains.store import ENDED, ChainStore, RunEndedError
 from bxmesh.server.errors import MeshError
+from bxmesh.server.keeper import Keeper
 from bxmesh.server.streams import WorkQueue
-from bxmesh.server.streams.ending import Background
 from bxmesh.server.time_ids import age_of, id_at
 
 __all__ = ["ChainKeeper"]
 
-_log = logging.getLogger(__name__)
-
-_EVERY_SECONDS = 60.0
 _YOUNG_SECONDS = 60.0
 
 
-class ChainKeeper(Background):
+class ChainKeeper(Keeper):
     """An async context manager, within which runs are looked after."""
+
+    what = "runs of chains"
 
     def __init__(self, store: ChainStore, queue: WorkQueue) -> None:
         self._store = store
         self._queue = queue
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(_EVERY_SECONDS)
-            try:
-                await self.look()
-            except MeshError as error:
-                _log.warning("runs of chains are not looked after: %s", error.message)
 
     async def look(self) -> None:
         """Looks once. Raises MeshError UNAVAILABLE without Redis or the database."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import time
 
 import grpc
@@ -14,33 +12,24 @@ from bxmesh.server.conversations.events import ENDED, OvertakenError, fold
 from bxmesh.server.conversations.mesh import ConversationMesh
 from bxmesh.server.conversations.work import round_name
 from bxmesh.server.errors import MeshError
-from bxmesh.server.streams.ending import Background
+from bxmesh.server.keeper import Keeper
 from bxmesh.server.time_ids import id_at
 
 __all__ = ["ConversationKeeper"]
 
-_log = logging.getLogger(__name__)
-
-_EVERY_SECONDS = 60.0
 _YOUNG_SECONDS = 60.0
 # No round may take longer than a day.
 _OLD_SECONDS = 2 * 86400.0
 _AT_ONCE = 1000
 
 
-class ConversationKeeper(Background):
+class ConversationKeeper(Keeper):
     """An async context manager, within which conversations are looked after."""
+
+    what = "conversations"
 
     def __init__(self, mesh: ConversationMesh) -> None:
         self._mesh = mesh
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(_EVERY_SECONDS)
-            try:
-                await self.look()
-            except MeshError as error:
-                _log.warning("conversations are not looked after: %s", error.message)
 
     async def look(self) -> None:
         """Looks once. Raises MeshError UNAVAILABLE without Redis or the database."""

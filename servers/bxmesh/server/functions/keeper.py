@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from bxmesh.agent.v1 import function_pb2 as pb
-from bxmesh.server.errors import MeshError, not_found
+from bxmesh.server.errors import not_found
 from bxmesh.server.functions.history import History
 from bxmesh.server.functions.records import Record
-from bxmesh.server.streams.ending import Background
+from bxmesh.server.keeper import Keeper
 from bxmesh.server.time_ids import age_of
 
 __all__ = ["ExecutionKeeper"]
 
-_log = logging.getLogger(__name__)
-
-_EVERY_SECONDS = 300.0
 # Longer than any execution that is not durable: what still runs after that has lost its server.
 _LOST_SECONDS = 2 * 3600.0
 _YOUNG_SECONDS = 60.0
 
 
-class ExecutionKeeper(Background):
+class ExecutionKeeper(Keeper):
     """An async context manager, within which executions are looked after."""
+
+    what = "executions"
+    seconds = 300.0
 
     def __init__(self, history: History, settled: Callable[[Record], Awaitable[Record]]) -> None:
         """Takes what ends a durable execution whose work has ended, or is lost."""
         self._history = history
         self._settled = settled
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(_EVERY_SECONDS)
-            try:
-                await self.look()
-            except MeshError as error:
-                _log.warning("executions are not looked after: %s", error.message)
 
     async def look(self) -> None:
         """Looks once. Raises MeshError UNAVAILABLE without Redis or the database."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.util
 import logging
@@ -19,15 +18,12 @@ from bxmesh.server.conversations.archive.statistics import statistics
 from bxmesh.server.conversations.archive.store import ConversationStore
 from bxmesh.server.conversations.archive.vectors import open_vectors
 from bxmesh.server.database import Database
-from bxmesh.server.errors import MeshError
+from bxmesh.server.keeper import Keeper
 from bxmesh.server.security.identities import Identity
-from bxmesh.server.streams.ending import Background
 
 __all__ = ["Archive", "MeaningOptions", "open_archive"]
 
 _log = logging.getLogger(__name__)
-
-_EXPIRY_SECONDS = 60.0
 
 Also = Callable[[Sequence[str]], Awaitable[None]]
 """Is told the names of conversations that are about to go."""
@@ -145,17 +141,14 @@ class Archive:
             self._indexer.wake()
 
 
-class _Keeper(Background):
+class _Keeper(Keeper):
+    what = "expired conversations"
+
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
 
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(_EXPIRY_SECONDS)
-            try:
-                await self._archive.forget_expired()
-            except MeshError as error:
-                _log.warning("expired conversations stay for now: %s", error.message)
+    async def look(self) -> None:
+        await self._archive.forget_expired()
 
 
 @contextlib.asynccontextmanager
