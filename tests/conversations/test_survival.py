@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 
 from bxmesh.agent.v1 import conversation_pb2 as pb
@@ -34,7 +35,8 @@ __all__ = ["database_url", "postgres", "state_dir"]
 COMPLETED = pb.CONVERSATION_STATE_COMPLETED
 
 
-async def test_a_killed_server_goes_on_where_it_was(state_dir: Path) -> None:
+@pytest.mark.parametrize("end", ["kill", "stop"])
+async def test_another_server_goes_on_where_one_was(state_dir: Path, end: str) -> None:
     count: Counter[tuple[str, int]] = Counter()
     second = asyncio.Event()
 
@@ -57,7 +59,7 @@ async def test_a_killed_server_goes_on_where_it_was(state_dir: Path) -> None:
                 following = asyncio.create_task(_followed(Talk(caller), wanted))
                 await second.wait()
                 await asyncio.sleep(0.5)
-                await asyncio.to_thread(mesh.kill)
+                await asyncio.to_thread(getattr(mesh, end))
                 await asyncio.to_thread(mesh.start)
                 async with asyncio.timeout(60):
                     events = await following
@@ -125,7 +127,7 @@ async def test_what_nobody_holds_any_more_ends_as_lost(redis: Redis, database_ur
         ChangeBell(redis, "conversations") as bell,
     ):
         queue = WorkQueue(redis, QueueOptions(f"conversations-{time.time_ns()}"))
-        mesh = ConversationMesh(redis, queue, log, archive, bell, ALL_PASS, ALL_CLOSED)
+        mesh = ConversationMesh(redis, queue, log, archive, bell, ALL_PASS, ALL_CLOSED, 200)
         forgotten, told, held, unsaved = map(long_ago, ("forgotten", "told", "held", "unsaved"))
         for conversation in (forgotten, told, held, unsaved):
             await archive.save(conversation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -28,6 +29,9 @@ _DONE = frozenset(
     }
 )
 _FAREWELL_SECONDS = 5.0
+_AGAIN_SECONDS = (0.1, 2.0)
+# What gRPC says of a server that is not there has no reason of ours.
+_AWAY = ("REDIS_UNAVAILABLE", "REDIS_REFUSED", "SERVER_STOPPING", "UNAVAILABLE")
 
 Hear = Callable[[task_pb2.Task], Awaitable[None]]
 
@@ -53,11 +57,12 @@ class AgentCalls:
     ) -> task_pb2.Task:
         """Assigns a task and returns it at its end, whatever that is; `hear` is told its changes.
 
-        One that has the same request id is found again. When this is cancelled and `unwanted` says
-        that it is for good, the task is cancelled too, for that reason. Raises grpc.aio.AioRpcError.
+        One that has the same request id is found again. That this server stops, or Redis is away for a
+        while, is waited for: nobody who was asked has failed. When this is cancelled and `unwanted`
+        says that it is for good, the task is cancelled too, for that reason. Raises
+        grpc.aio.AioRpcError.
         """
-        answer = await self._agents.AssignTask(request, metadata=self._metadata)
-        task: task_pb2.Task = answer.task
+        task = await self._assigned(request)
         try:
             while task.state not in _DONE:
                 task = await self._followed(task, hear)
@@ -69,7 +74,18 @@ class AgentCalls:
             raise
         return task
 
+    async def _assigned(self, request: task_pb2.AssignTaskRequest) -> task_pb2.Task:
+        while True:
+            try:
+                answer = await self._agents.AssignTask(request, metadata=self._metadata)
+            except grpc.aio.AioRpcError as error:
+                await _wait_if_away(error)
+            else:
+                task: task_pb2.Task = answer.task
+                return task
+
     async def _followed(self, task: task_pb2.Task, hear: Hear) -> task_pb2.Task:
+        """Returns a task at its end, or how it stood when it could not be followed any further."""
         watch = self._agents.WatchTask(
             task_pb2.WatchTaskRequest(task_id=task.task_id, after_revision=task.revision),
             metadata=self._metadata,
@@ -79,22 +95,22 @@ class AgentCalls:
                 task = change.task
                 await hear(task)
                 if task.state in _DONE:
-                    break
-            else:
-                answer = await self._agents.GetTask(
-                    task_pb2.GetTaskRequest(task_id=task.task_id), metadata=self._metadata
-                )
-                task = answer.task
+                    return task
+            return await self._as_it_stands(task.task_id)
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.OUT_OF_RANGE:
-                raise
-            # It changes faster than it is followed: what was missed matters to nobody any more.
-            answer = await self._agents.GetTask(
-                task_pb2.GetTaskRequest(task_id=task.task_id), metadata=self._metadata
-            )
-            task = answer.task
+            if error.code() is grpc.StatusCode.OUT_OF_RANGE:
+                # It changes faster than it is followed: what was missed matters to nobody any more.
+                return await self._as_it_stands(task.task_id)
+            await _wait_if_away(error)
+            return task
         finally:
             watch.cancel()
+
+    async def _as_it_stands(self, task_id: str) -> task_pb2.Task:
+        answer = await self._agents.GetTask(
+            task_pb2.GetTaskRequest(task_id=task_id), metadata=self._metadata
+        )
+        task: task_pb2.Task = answer.task
         return task
 
     async def _cancel(self, task_id: str, why: str) -> None:
@@ -103,6 +119,13 @@ class AgentCalls:
             metadata=self._metadata,
             timeout=_FAREWELL_SECONDS,
         )
+
+
+async def _wait_if_away(error: grpc.aio.AioRpcError) -> None:
+    """Waits a moment when it is the mesh itself that is away; otherwise raises the error."""
+    if mesh_error(error).reason not in _AWAY:
+        raise error
+    await asyncio.sleep(random.uniform(*_AGAIN_SECONDS))
 
 
 def mesh_error(error: grpc.aio.AioRpcError) -> MeshError:

@@ -8,8 +8,10 @@ import time
 import grpc
 
 from bxmesh.agent.v1 import conversation_pb2 as pb
-from bxmesh.server.conversations.events import ENDED, OvertakenError, fold
+from bxmesh.server.conversations.beginning import first_turn
+from bxmesh.server.conversations.events import OvertakenError, fold
 from bxmesh.server.conversations.mesh import ConversationMesh
+from bxmesh.server.conversations.states import ENDED
 from bxmesh.server.conversations.work import round_name
 from bxmesh.server.errors import MeshError
 from bxmesh.server.keeper import Keeper
@@ -34,7 +36,12 @@ class ConversationKeeper(Keeper):
     async def look(self) -> None:
         """Looks once. Raises MeshError UNAVAILABLE without Redis or the database."""
         mesh = self._mesh
-        for name in await mesh.archive.open_names(id_at(time.time() - _YOUNG_SECONDS), _AT_ONCE):
+        before = time.time() - _YOUNG_SECONDS
+        for name in await mesh.archive.open_names(id_at(before), _AT_ONCE):
+            last = await mesh.log.last(name)
+            if last is not None and last.event_time.ToNanoseconds() / 1e9 > before:
+                # Somebody is at it.
+                continue
             story = fold(await mesh.log.all(name))
             if story is None:
                 await self._end(await mesh.archive.get(name, None), _lost())
@@ -46,7 +53,7 @@ class ConversationKeeper(Keeper):
 
     async def _given_up(self, conversation: pb.Conversation) -> MeshError | None:
         queue = self._mesh.queue
-        item = round_name(conversation.conversation_id, self._mesh.first_turn(conversation))
+        item = round_name(conversation.conversation_id, first_turn(conversation))
         outcome = await queue.outcome(item)
         if outcome is not None:
             return MeshError.from_status(outcome.status) if outcome.status.code else _lost()

@@ -13,6 +13,7 @@ from bxmesh.server.conversations.asking import inspected
 from bxmesh.server.conversations.events import EventLog
 from bxmesh.server.errors import MeshError
 from bxmesh.server.interceptors import current_identity
+from bxmesh.server.mutations import Mutation
 from bxmesh.server.security.circuit_breakers import CircuitBreakers
 from bxmesh.server.security.data_loss import DataGuard
 from bxmesh.server.streams import WorkQueue
@@ -39,19 +40,20 @@ class ConversationMesh:
     """What may be sent."""
     circuits: CircuitBreakers
     """What is not tried for now."""
+    most_open: int
+    """Conversations of one identity that have not ended."""
 
     async def seen(self, name: str) -> pb.Conversation:
         """Returns a conversation that the caller sees; raises MeshError NOT_FOUND."""
         return await self.archive.get(name, current_identity())
 
+    def mutation(self, method: str, request_id: str) -> Mutation:
+        """Returns what a request id of the caller stands for."""
+        return Mutation(self.redis, self.queue.keys, method, current_identity().id, request_id)
+
     async def require_sendable(self, message: str) -> None:
         """Raises MeshError for a question that the data-loss policy lets nobody send."""
         await inspected(self.data, current_identity().id, pb.Participant(), json.dumps(message))
-
-    def first_turn(self, conversation: pb.Conversation) -> int:
-        """Returns the turn with which the latest round begins."""
-        asked = [turn.turn for turn in conversation.turns if not turn.participant_id]
-        return asked[-1] + 1 if asked else 1
 
     async def end(
         self, conversation: pb.Conversation, state: pb.ConversationState.ValueType, error: MeshError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -15,29 +16,28 @@ from google.protobuf.message import Message
 
 from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.agent.v1.conversation_work_pb2 import ConversationWork
-from bxmesh.client.conversations.question import AgentAnswer, Question
+from bxmesh.client.conversations.question import AgentAnswer, Kind, Question
 from bxmesh.server.agent_calls import AgentCalls
 from bxmesh.server.conversations.archive import Archive
 from bxmesh.server.conversations.asking import Ask, Asker
 from bxmesh.server.conversations.consensus import (
     Answer,
     Candidate,
-    Meaning,
     Verdict,
     consensus,
 )
-from bxmesh.server.conversations.events import ENDED, EventLog, OvertakenError, fold
+from bxmesh.server.conversations.events import OvertakenError, fold
+from bxmesh.server.conversations.mesh import ConversationMesh
 from bxmesh.server.conversations.participants import instructions_of, judge_of, weight_of
+from bxmesh.server.conversations.states import ENDED
 from bxmesh.server.conversations.transcript import earlier_than
 from bxmesh.server.errors import MeshError, deadline_exceeded, internal, resource_exhausted
 from bxmesh.server.json_values import Json, NotJsonError, json_fields, json_of, value_of
-from bxmesh.server.security.data_loss import DataGuard
 from bxmesh.server.security.on_behalf import Deputy
 from bxmesh.server.streams import WorkContext
-from bxmesh.server.streams.change_bell import ChangeBell
 from bxmesh.server.streams.ending import end_tasks
 
-__all__ = ["ConversationRunner", "Surroundings"]
+__all__ = ["ConversationRunner"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,36 +51,20 @@ _MOST_ANSWER_BYTES = 64 << 10
 _SAVE_AGAIN_SECONDS = (0.2, 10.0)
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What conversations are held with."""
-
-    log: EventLog
-    """Where what happens is written."""
-    archive: Archive
-    """Where what was said is kept."""
-    deputy: Deputy
-    """Calls the mesh for owners."""
-    data: DataGuard
-    """What may go to participants."""
-    bell: ChangeBell
-    """Rings when something has happened."""
-    meaning: Meaning | None
-    """Tells answers that mean the same; None to go by their words."""
-
-
 class ConversationRunner:
     """Holds rounds of conversations from where they stand to their end."""
 
-    def __init__(self, around: Surroundings) -> None:
-        self._around = around
+    def __init__(self, mesh: ConversationMesh, deputy: Deputy) -> None:
+        """Takes what calls the mesh for owners."""
+        self._mesh = mesh
+        self._deputy = deputy
 
     async def execute(self, context: WorkContext) -> Message | None:
         """Handles one item: a round, of which some may have been said before."""
         work = ConversationWork()
         context.item.payload.Unpack(work)
-        around = self._around
-        story = fold(await around.log.all(work.conversation_id))
+        mesh = self._mesh
+        story = fold(await mesh.log.all(work.conversation_id))
         if story is None:
             # Whoever looks after conversations ends it.
             return None
@@ -88,22 +72,22 @@ class ConversationRunner:
         try:
             if conversation.state not in ENDED:
                 seconds = _seconds(conversation.spec.budget.max_duration, _ROUND_SECONDS)
-                metadata = await around.deputy.metadata(work.caller, seconds + _MARGIN_SECONDS)
+                metadata = await self._deputy.metadata(work.caller, seconds + _MARGIN_SECONDS)
                 asker = Asker(
-                    AgentCalls(around.deputy.channel, metadata),
-                    around.data,
+                    AgentCalls(self._deputy.channel, metadata),
+                    mesh.data,
                     conversation.owner,
                     lambda: context.cancelled or round_.over,
                 )
-                round_ = _Round(around, conversation, story.left, story.began, work, asker, seconds)
+                round_ = _Round(mesh, conversation, story.left, story.began, work, asker, seconds)
                 await round_.go()
             else:
-                await _save(around.archive, conversation)
+                await _save(mesh.archive, conversation)
         except OvertakenError:
             # What was saved of an end that did not come about must not stay.
-            story = fold(await around.log.all(work.conversation_id))
+            story = fold(await mesh.log.all(work.conversation_id))
             if story is not None and story.conversation.state in ENDED:
-                await _save(around.archive, story.conversation)
+                await _save(mesh.archive, story.conversation)
         return None
 
 
@@ -111,7 +95,7 @@ class ConversationRunner:
 class _Round:
     """One round under way."""
 
-    around: Surroundings
+    mesh: ConversationMesh
     conversation: pb.Conversation
     left: dict[str, str]
     began: float
@@ -231,7 +215,9 @@ class _Round:
 
         async def hear(text: str) -> None:
             delta = pb.TextDelta(turn=turn, participant_id=name, text=text)
-            pieces.extend(await self._write(pb.ConversationEvent(delta=delta)))
+            # What is not told now is in the answer: Redis being away is no failure of who writes.
+            with contextlib.suppress(MeshError):
+                pieces.extend(await self._write(pb.ConversationEvent(delta=delta)))
 
         try:
             answer = await self.asker.ask(self._question(turn, participant), hear)
@@ -255,13 +241,13 @@ class _Round:
         self.conversation.turns.append(said)
         await self._write(*events)
         # What was written piece by piece is in the answer.
-        await self.around.log.drop(self.conversation.conversation_id, self.pieces.pop(name, ()))
+        await self.mesh.log.drop(self.conversation.conversation_id, self.pieces.pop(name, ()))
 
     def _question(
         self,
         turn: int,
         participant: pb.Participant,
-        kind: str = "answer",
+        kind: Kind = "answer",
         candidates: Sequence[str] = (),
     ) -> Ask:
         spec = self.conversation.spec
@@ -269,7 +255,7 @@ class _Round:
         method = pb.ConsensusMethod.Name(self.settings.method).removeprefix("CONSENSUS_METHOD_")
         schema = self.settings.answer_schema
         question = Question(
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             conversation_id=self.conversation.conversation_id,
             participant_id=name,
             turn=turn,
@@ -297,7 +283,7 @@ class _Round:
             question=self.work.message,
             earlier=[self._answers(before) for before in range(self.work.first_turn, turn)],
             judge=self.judge,
-            meaning=self.around.meaning,
+            meaning=self.mesh.archive.meaning,
         )
         return outcome.to_message(turn)
 
@@ -355,7 +341,7 @@ class _Round:
         ended.CopyFrom(conversation)
         ended.revision += 1
         ended.update_time.CopyFrom(ended.end_time)
-        await _save(self.around.archive, ended)
+        await _save(self.mesh.archive, ended)
         await self._write(pb.ConversationEvent(ended=ended))
 
     async def _write(self, *events: pb.ConversationEvent) -> list[int]:
@@ -368,15 +354,15 @@ class _Round:
                 event.conversation_id = conversation.conversation_id
                 event.revision = number
                 event.event_time.GetCurrentTime()
-            await self.around.log.append(events)
+            await self.mesh.log.append(events)
             conversation.revision = revision + len(events)
             conversation.update_time.CopyFrom(events[-1].event_time)
-        await self.around.bell.ring(conversation.conversation_id)
+        await self.mesh.bell.ring(conversation.conversation_id)
         return [event.revision for event in events]
 
     async def _save_between(self) -> None:
         try:
-            await self.around.archive.save(self.conversation)
+            await self.mesh.archive.save(self.conversation)
         except MeshError as error:
             # The working memory has it; at the end it must be saved.
             _log.warning("a turn is not archived yet: %s", error.message)

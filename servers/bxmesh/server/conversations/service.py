@@ -16,14 +16,15 @@ from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.agent.v1.conversation_work_pb2 import ConversationWork
 from bxmesh.server.conversations.archive import Archive
 from bxmesh.server.conversations.archive_rpcs import ArchiveRpcs
-from bxmesh.server.conversations.beginning import begun, continued
+from bxmesh.server.conversations.beginning import begun, continued, first_turn
 from bxmesh.server.conversations.checks import require_holdable
-from bxmesh.server.conversations.events import ENDED, EventLog, OvertakenError, fold
+from bxmesh.server.conversations.events import EventLog, OvertakenError, fold
 from bxmesh.server.conversations.following import follow
 from bxmesh.server.conversations.keeper import ConversationKeeper
 from bxmesh.server.conversations.mesh import ConversationMesh
 from bxmesh.server.conversations.participants import completed
-from bxmesh.server.conversations.runner import ConversationRunner, Surroundings
+from bxmesh.server.conversations.runner import ConversationRunner
+from bxmesh.server.conversations.states import ENDED
 from bxmesh.server.conversations.work import KIND, round_name
 from bxmesh.server.errors import (
     MeshError,
@@ -32,7 +33,6 @@ from bxmesh.server.errors import (
     resource_exhausted,
 )
 from bxmesh.server.interceptors import current_identity
-from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.security.circuit_breakers import CircuitBreakers
 from bxmesh.server.security.data_loss import DataGuard
@@ -41,7 +41,6 @@ from bxmesh.server.security.ownership import may_change, shared_team
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import Ticket, Worker, WorkerOptions, WorkQueue
 from bxmesh.server.streams.change_bell import ChangeBell
-from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.time_ids import time_id
 
 __all__ = ["ConversationService", "conversation_service"]
@@ -50,7 +49,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 # A conversation that waits for its participants costs little.
 _ROUNDS_AT_A_TIME = 1000
-_MOST_OPEN = 200
 _MOST_TRIES = 100
 
 
@@ -68,9 +66,18 @@ async def conversation_service(
     """A service with all that it needs, within a block."""
     async with AsyncExitStack() as stack:
         bell = await stack.enter_async_context(ChangeBell(redis, "conversations"))
-        mesh = ConversationMesh(redis, queue, log, archive, bell, data, circuits)
+        mesh = ConversationMesh(
+            redis,
+            queue,
+            log,
+            archive,
+            bell,
+            data,
+            circuits,
+            settings.max_open_conversations,
+        )
         await stack.enter_async_context(ConversationKeeper(mesh))
-        runner = ConversationRunner(Surroundings(log, archive, deputy, data, bell, archive.meaning))
+        runner = ConversationRunner(mesh, deputy)
         worker = Worker(
             redis,
             queue.options,
@@ -81,13 +88,8 @@ async def conversation_service(
                 handlers={KIND: runner.execute},
             ),
         )
-        running = asyncio.create_task(worker.run())
-        try:
-            yield ConversationService(mesh)
-        finally:
-            worker.stop()
-            await asyncio.wait([running], timeout=settings.drain_grace + queue.options.lease)
-            await end_tasks(running)
+        await stack.enter_async_context(worker.running())
+        yield ConversationService(mesh)
 
 
 class ConversationService(ArchiveRpcs):
@@ -134,7 +136,7 @@ class ConversationService(ArchiveRpcs):
     ) -> pb.SendConversationMessageResponse:
         """Continues a conversation that has ended."""
         mesh = self._mesh
-        mutation = self._mutation("SendConversationMessage", request.request_id)
+        mutation = mesh.mutation("SendConversationMessage", request.request_id)
         conversation = await self._own(request.conversation_id)
         name, revision = conversation.conversation_id, conversation.revision
         answer = await mutation.answered(pb.SendConversationMessageResponse())
@@ -181,7 +183,7 @@ class ConversationService(ArchiveRpcs):
             except OvertakenError:
                 # Something was said meanwhile.
                 continue
-            item = round_name(name, mesh.first_turn(conversation))
+            item = round_name(name, first_turn(conversation))
             await mesh.queue.cancel(Ticket(item, item, "", "", repeated=False))
         return pb.CancelConversationResponse(conversation=await self._own(name))
 
@@ -190,7 +192,7 @@ class ConversationService(ArchiveRpcs):
     ) -> tuple[str, pb.Conversation]:
         """Begins a conversation, unless the same request did; it is durable when this returns."""
         mesh, identity = self._mesh, current_identity()
-        mutation = self._mutation(method, request_id)
+        mutation = mesh.mutation(method, request_id)
         if answer := await mutation.answered(pb.StartConversationResponse()):
             name = answer.conversation.conversation_id
             try:
@@ -206,7 +208,6 @@ class ConversationService(ArchiveRpcs):
         mine = pb.StartConversationResponse(conversation=pb.Conversation(conversation_id=time_id()))
         name = (await mutation.settle(mine)).conversation.conversation_id
         conversation = begun(name, spec, participants, identity.id)
-        await mesh.archive.save(conversation, shared_team(identity, spec.visibility))
         await self._enqueue(
             conversation, 1, spec.turns or 1, spec.message, repeated=bool(mutation.name)
         )
@@ -236,7 +237,8 @@ class ConversationService(ArchiveRpcs):
                 raise _under_way(name) from None
         item = round_name(name, first)
         try:
-            await mesh.archive.save(conversation)
+            team = shared_team(identity, conversation.spec.visibility)
+            await mesh.archive.save(conversation, team)
             await mesh.queue.enqueue(
                 KIND,
                 ConversationWork(
@@ -270,24 +272,22 @@ class ConversationService(ArchiveRpcs):
         conversation = await self._mesh.seen(name)
         if not may_change(current_identity(), conversation.owner):
             raise permission_denied(
-                f"Conversation {name} belongs to another identity.", conversation_id=name
+                f"The conversation {name} is another's.",
+                reason="NOT_THE_OWNER",
+                conversation_id=name,
             )
         return conversation
 
     async def _require_room(self) -> None:
         identity = current_identity()
         count = await self._mesh.archive.count_open(identity.id)
-        if count >= _MOST_OPEN:
+        if count >= self._mesh.most_open:
             raise resource_exhausted(
                 f"{count} conversations of yours have not ended. Wait for some, or cancel them.",
                 retry_after=5.0,
                 reason="TOO_MANY_CONVERSATIONS",
                 subject=identity.id,
             )
-
-    def _mutation(self, method: str, request_id: str) -> Mutation:
-        mesh = self._mesh
-        return Mutation(mesh.redis, mesh.queue.keys, method, current_identity().id, request_id)
 
 
 def _under_way(name: str) -> MeshError:
