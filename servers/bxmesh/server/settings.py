@@ -170,6 +170,8 @@ class Settings(BaseSettings):
     """Durable executions of one identity that have not ended."""
     max_open_runs: int = Field(default=200, ge=1)
     """Runs of chains likewise."""
+    max_open_conversations: int = Field(default=200, ge=1)
+    """Conversations likewise."""
 
     embedding_url: str = ""
     """An OpenAI-compatible server, up to and with /v1, whose model tells what texts mean; empty means

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -45,6 +45,10 @@ MOST_NAME = 256
 """The characters of a language model's name."""
 
 
+Kind: TypeAlias = Literal["answer", "rank", "judge"]
+"""What is asked for."""
+
+
 class Said(BaseModel):
     """What was said before."""
 
@@ -61,7 +65,7 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    kind: Literal["answer", "rank", "judge"] = "answer"
+    kind: Kind = "answer"
     """To answer, to put the candidates in order, or to choose one of them."""
     conversation_id: str
     """The conversation."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from opentelemetry import trace
 from redis.asyncio import Redis
 
 from bxmesh.agent.v1 import chain_run_pb2 as pb
 from bxmesh.agent.v1.chain_work_pb2 import ChainWork
 from bxmesh.registry.v1 import agent_definition_pb2, chain_pb2
+from bxmesh.server import telemetry
 from bxmesh.server.chains.keeper import ChainKeeper
 from bxmesh.server.chains.runner import ChainRunner, run_cancelled
 from bxmesh.server.chains.store import ENDED, ChainStore, RunEndedError, no_such_run
@@ -42,7 +42,6 @@ from bxmesh.server.security.ownership import may_change
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import QueueOptions, Ticket, Worker, WorkerOptions, WorkQueue
 from bxmesh.server.streams.change_bell import ChangeBell
-from bxmesh.server.streams.ending import end_tasks
 from bxmesh.server.time_ids import time_id
 
 __all__ = ["ChainService", "chain_queue_options", "chain_service"]
@@ -97,24 +96,19 @@ async def chain_service(
                 handlers={_KIND: runner.execute},
             ),
         )
-        running = asyncio.create_task(worker.run())
-        try:
-            yield ChainService(
-                ChainMesh(
-                    redis,
-                    queue,
-                    store,
-                    DefinitionStore(database, settings.definition_holdings),
-                    functions,
-                    bell,
-                    delegation,
-                    settings.max_open_runs,
-                )
+        await stack.enter_async_context(worker.running())
+        yield ChainService(
+            ChainMesh(
+                redis,
+                queue,
+                store,
+                DefinitionStore(database, settings.definition_holdings),
+                functions,
+                bell,
+                delegation,
+                settings.max_open_runs,
             )
-        finally:
-            worker.stop()
-            await asyncio.wait([running], timeout=settings.drain_grace + queue.options.lease)
-            await end_tasks(running)
+        )
 
 
 @dataclass(frozen=True)
@@ -158,7 +152,7 @@ class ChainService:
             input=request.input,
             owner=identity.id,
             revision=1,
-            trace_id=_trace_id(),
+            trace_id=telemetry.current_trace_id(),
         )
         run.create_time.GetCurrentTime()
         if request.HasField("chain"):
@@ -329,8 +323,3 @@ def _check_input(chain: chain_pb2.Chain, request: pb.StartChainRequest) -> None:
         raise invalid_argument(
             f"input{misfit.path}", misfit.problem[:200], reason="SCHEMA_MISMATCH"
         )
-
-
-def _trace_id() -> str:
-    context = trace.get_current_span().get_span_context()
-    return f"{context.trace_id:032x}" if context.is_valid else ""

@@ -63,8 +63,12 @@ class ArchiveRpcs:
         self, request: pb.DeleteConversationRequest, context: Context
     ) -> pb.DeleteConversationResponse:
         """Deletes a conversation from every store."""
-        await self._mesh.archive.delete(request.conversation_id, current_identity())
-        await self._mesh.log.forget([request.conversation_id])
+        mesh = self._mesh
+        mutation = mesh.mutation("DeleteConversation", request.request_id)
+        if await mutation.answered(pb.DeleteConversationResponse()) is None:
+            await mesh.archive.delete(request.conversation_id, current_identity())
+            await mesh.log.forget([request.conversation_id])
+            await mutation.settle(pb.DeleteConversationResponse())
         return pb.DeleteConversationResponse()
 
     async def PurgeConversations(
@@ -74,7 +78,13 @@ class ArchiveRpcs:
         identity = current_identity()
         if not may_change(identity):
             raise missing_permission(identity.id, [_OPERATE], "the conversations of others")
-        return await self._mesh.archive.purge(request.filter, validate_only=request.validate_only)
+        mesh = self._mesh
+        mutation = mesh.mutation("PurgeConversations", request.request_id)
+        if answer := await mutation.answered(pb.PurgeConversationsResponse()):
+            return answer
+        return await mutation.settle(
+            await mesh.archive.purge(request.filter, validate_only=request.validate_only)
+        )
 
     async def GetConversationStats(
         self, request: pb.GetConversationStatsRequest, context: Context

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opentelemetry import trace
-
 from bxmesh.agent.v1 import conversation_pb2 as pb
+from bxmesh.server import telemetry
 
-__all__ = ["begun", "continued"]
+__all__ = ["begun", "continued", "first_turn"]
 
 _TITLE_CHARACTERS = 80
 
@@ -24,7 +23,7 @@ def begun(
         participants=participants,
         owner=owner,
         revision=1,
-        trace_id=_trace_id(),
+        trace_id=telemetry.current_trace_id(),
     )
     if not spec.title:
         conversation.spec.title = " ".join(spec.message.split())[:_TITLE_CHARACTERS]
@@ -50,6 +49,7 @@ def continued(conversation: pb.Conversation, request: pb.SendConversationMessage
     return last + 2
 
 
-def _trace_id() -> str:
-    context = trace.get_current_span().get_span_context()
-    return f"{context.trace_id:032x}" if context.is_valid else ""
+def first_turn(conversation: pb.Conversation) -> int:
+    """Returns the turn with which the latest round begins."""
+    asked = [turn.turn for turn in conversation.turns if not turn.participant_id]
+    return asked[-1] + 1 if asked else 1

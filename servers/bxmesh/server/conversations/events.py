@@ -15,16 +15,7 @@ from bxmesh.server.streams.keys import PREFIX
 from bxmesh.server.streams.seals import Seals
 from bxmesh.work.v1 import work_pb2
 
-__all__ = ["ENDED", "EventLog", "OvertakenError", "Story", "fold"]
-
-ENDED = frozenset(
-    {
-        pb.CONVERSATION_STATE_COMPLETED,
-        pb.CONVERSATION_STATE_FAILED,
-        pb.CONVERSATION_STATE_CANCELLED,
-    }
-)
-"""States in which nothing happens any more, until somebody continues."""
+__all__ = ["EventLog", "OvertakenError", "Story", "fold"]
 
 _FIELD = b"event"
 _QUEUE = "conversations"

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import grpc
 
 from bxmesh.agent.v1 import conversation_pb2 as pb
-from bxmesh.server.conversations.events import ENDED
 from bxmesh.server.conversations.mesh import ConversationMesh
+from bxmesh.server.conversations.states import ENDED
 from bxmesh.server.errors import MeshError
 
 __all__ = ["follow"]

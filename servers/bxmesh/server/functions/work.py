@@ -229,10 +229,5 @@ async def durable_executions(
             handlers={_KIND: executions.execute},
         ),
     )
-    running = asyncio.create_task(worker.run())
-    try:
+    async with worker.running():
         yield executions
-    finally:
-        worker.stop()
-        await asyncio.wait([running], timeout=queue.options.lease)
-        await end_tasks(running)

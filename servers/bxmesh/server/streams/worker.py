@@ -7,7 +7,8 @@ import itertools
 import logging
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +113,18 @@ class Worker:
             await end_tasks(*tasks, *(held.task for held in self._held.values() if held.task))
         for task in ended:
             task.result()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Takes work for the time of a block, then drains."""
+        running = asyncio.create_task(self.run())
+        try:
+            yield
+        finally:
+            self.stop()
+            longest = self.options.drain_grace + self.queue.options.lease
+            await asyncio.wait([running], timeout=longest)
+            await end_tasks(running)
 
     def stop(self) -> None:
         """Stops taking work; `run` returns once what was begun is done, or handed back."""

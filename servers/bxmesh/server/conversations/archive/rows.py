@@ -12,14 +12,8 @@ from sqlalchemy import Row
 from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.server.conversations.archive.words import words_of
 
-__all__ = ["ENDED", "Rows", "conversation_of", "label_digest", "microseconds", "rows_of"]
+__all__ = ["Rows", "conversation_of", "label_digest", "microseconds", "rows_of"]
 
-ENDED = (
-    pb.CONVERSATION_STATE_COMPLETED,
-    pb.CONVERSATION_STATE_FAILED,
-    pb.CONVERSATION_STATE_CANCELLED,
-)
-"""States of what is over, though it may be taken up again."""
 # What fits into a column, whatever a Timestamp says.
 _MOST = 1 << 62
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, case, func, select
 from bxmesh.agent.v1 import conversation_archive_pb2 as archive_pb
 from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.server.conversations.archive.conditions import visible
-from bxmesh.server.conversations.archive.rows import ENDED
+from bxmesh.server.conversations.states import ENDED
 from bxmesh.server.database import Database
 from bxmesh.server.database.tables import CONVERSATION_MESSAGES, CONVERSATIONS
 from bxmesh.server.security.identities import Identity

@@ -22,8 +22,9 @@ from bxmesh.agent.v1 import conversation_archive_pb2 as archive_pb
 from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.security.v1.visibility_pb2 import Visibility
 from bxmesh.server.conversations.archive.conditions import behind, picked, place_of, visible
-from bxmesh.server.conversations.archive.rows import ENDED, conversation_of, rows_of
+from bxmesh.server.conversations.archive.rows import conversation_of, rows_of
 from bxmesh.server.conversations.archive.seeing import seen_by
+from bxmesh.server.conversations.states import ENDED
 from bxmesh.server.database import Database
 from bxmesh.server.database.tables import (
     CONVERSATION_LABELS,
