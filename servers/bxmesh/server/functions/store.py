@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from sqlalchemy import ColumnElement, delete, func, insert, select, text, true, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bxmesh.agent.v1 import function_pb2 as pb
-from bxmesh.security.v1.visibility_pb2 import VISIBILITY_ALL, VISIBILITY_TEAM
 from bxmesh.server.database import Database
 from bxmesh.server.database.holdings import Holdings
 from bxmesh.server.database.tables import FUNCTION_ALIASES, FUNCTION_VERSIONS, FUNCTIONS
+from bxmesh.server.database.visibility import seen_rows
 from bxmesh.server.database.windows import look
 from bxmesh.server.errors import MeshError, not_found, permission_denied, resource_exhausted
 from bxmesh.server.functions.versions import LATEST, is_version, next_version, sort_key
@@ -332,13 +332,7 @@ class FunctionStore:
 
 def _seen_by(identity: Identity) -> ColumnElement[bool]:
     """What `Stored.seen_by` says, of rows."""
-    if may_change(identity):
-        return true()
-    seen = (FUNCTIONS.c.owner == identity.id) | (_VERSIONS.visibility == VISIBILITY_ALL)
-    if identity.team:
-        ours = (_VERSIONS.visibility == VISIBILITY_TEAM) & (_VERSIONS.team == identity.team)
-        seen |= ours
-    return seen
+    return seen_rows(identity, FUNCTIONS.c.owner, _VERSIONS.visibility, _VERSIONS.team)
 
 
 def no_such_function(name: str, wanted: str) -> MeshError:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, and_, exists, false, or_, true, tuple_
+from sqlalchemy import ColumnElement, and_, exists, false, true, tuple_
 
 from bxmesh.agent.v1 import conversation_archive_pb2 as pb
-from bxmesh.security.v1.visibility_pb2 import VISIBILITY_ALL, VISIBILITY_TEAM
 from bxmesh.server.conversations.archive.rows import label_digest, microseconds
 from bxmesh.server.database.tables import CONVERSATION_LABELS, CONVERSATIONS
+from bxmesh.server.database.visibility import seen_rows
 from bxmesh.server.pages import token_invalid
 from bxmesh.server.security.identities import Identity
-from bxmesh.server.security.ownership import may_change
 
 __all__ = ["behind", "picked", "place_of", "visible"]
 
@@ -19,12 +18,9 @@ _C, _L = CONVERSATIONS.c, CONVERSATION_LABELS.c
 
 def visible(identity: Identity | None) -> ColumnElement[bool]:
     """The condition that `security.ownership.sees` is; None stands for the server itself."""
-    if identity is None or may_change(identity):
+    if identity is None:
         return true()
-    shared = or_(_C.owner == identity.id, _C.visibility == VISIBILITY_ALL)
-    if identity.team:
-        shared |= and_(_C.visibility == VISIBILITY_TEAM, _C.team == identity.team)
-    return shared
+    return seen_rows(identity, _C.owner, _C.visibility, _C.team)
 
 
 def picked(wanted: pb.ConversationFilter) -> ColumnElement[bool]:

@@ -39,15 +39,13 @@ from bxmesh.server.errors import (
     not_found,
     permission_denied,
 )
-from bxmesh.server.pages import token_of, token_place
+from bxmesh.server.pages import Batch, collect, token_of, token_place
 from bxmesh.server.security.identities import Identity
 from bxmesh.server.security.ownership import may_change, sees
 
 __all__ = ["ConversationStore", "no_such_conversation"]
 
 _C, _M, _L = CONVERSATIONS.c, CONVERSATION_MESSAGES.c, CONVERSATION_LABELS.c
-_DEFAULT_PAGE = 100
-_MOST_PAGE_BYTES = 2 << 20
 # With their questions they may be large.
 _ROWS_AT_ONCE = 20
 _DELETED_AT_ONCE = 200
@@ -135,21 +133,16 @@ class ConversationStore:
 
         Raises MeshError INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
         """
-        size = request.page_size or _DEFAULT_PAGE
-        place = token_place(request)
         wanted = visible(identity) & picked(request.filter)
-        page: list[pb.Conversation] = []
-        room = _MOST_PAGE_BYTES
-        while True:
-            found = await self._page(wanted, place, newest_first=True)
-            for row in found:
-                room -= len(row.conversation)
-                if page and (len(page) == size or room < 0):
-                    return page, token_of(request, place)
-                page.append(conversation_of(row))
-                place = place_of(row.create_time, row.conversation_id)
-            if len(found) < _ROWS_AT_ONCE:
-                return page, ""
+
+        async def read(place: str) -> Batch[Any]:
+            rows = await self._page(wanted, place, newest_first=True)
+            return Batch(rows, _place(rows[-1]) if len(rows) == _ROWS_AT_ONCE else "")
+
+        async def shown(row: Any) -> pb.Conversation:
+            return conversation_of(row)
+
+        return await collect(request, read, _place, shown)
 
     async def export(
         self, request: archive_pb.ExportConversationsRequest, identity: Identity | None
@@ -164,7 +157,7 @@ class ConversationStore:
         while True:
             found = await self._page(wanted, place, newest_first=False)
             for row in found:
-                place = place_of(row.create_time, row.conversation_id)
+                place = _place(row)
                 said = await self._said(row.conversation_id)
                 yield archive_pb.ExportConversationsResponse(
                     conversation=conversation_of(row, said), resume_token=token_of(asked, place)
@@ -321,6 +314,10 @@ def _find(connection: Connection, conversation_id: str, identity: Identity | Non
     if row is None or (identity is not None and not _sees(identity, row)):
         raise no_such_conversation(conversation_id)
     return row
+
+
+def _place(row: Any) -> str:
+    return place_of(row.create_time, row.conversation_id)
 
 
 def _sees(identity: Identity, row: Any) -> bool:
