@@ -210,13 +210,11 @@ class AsyncBundles:
     ) -> AsyncIterator[Bundle]:
         """Yields the bundles in the order of their names, those of one kind where it is given."""
         request = pb.ListBundlesRequest(kind=KINDS.number(kind), page_size=page_size)
-        while True:
-            response = await self._connection.unary(self._connection.geometry.ListBundles, request)
+        async for response in self._connection.pages(
+            self._connection.geometry.ListBundles, request
+        ):
             for message in response.bundles:
                 yield Bundle.from_message(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def delete(self, bundle_id: str) -> None:
         """Deletes a bundle. Raises NotFound when there is none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -144,6 +144,17 @@ class Connection:
                 )
 
         return await self.retried(call)
+
+    async def pages(
+        self, method: Callable[..., Awaitable[T]], request: Any
+    ) -> AsyncGenerator[T, None]:
+        """Yields the answers to a request that asks for pages, to the last."""
+        while True:
+            response: Any = await self.unary(method, request)
+            yield response
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
 
     async def close(self) -> None:
         """Closes the channel; calls under way are cancelled."""

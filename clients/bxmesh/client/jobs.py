@@ -169,13 +169,9 @@ class AsyncJobs:
     ) -> AsyncIterator[Job]:
         """Yields jobs, newest first."""
         request = pb.ListJobsRequest(state=STATES.number(state), page_size=page_size)
-        while True:
-            response = await self._connection.unary(self._connection.geometry.ListJobs, request)
+        async for response in self._connection.pages(self._connection.geometry.ListJobs, request):
             for message in response.jobs:
                 yield Job.from_message(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def cancel(self, job_id: str) -> Job:
         """Cancels a job; what a minimization has reached is kept. One that has ended is left."""

@@ -72,17 +72,13 @@ async def offers(
     connection = mesh._connection
     request = agent_pb2.ListAgentsRequest(filter=to_filter(which))
     found: dict[str, agent_pb2.Capability] = {}
-    while True:
-        response = await connection.unary(connection.registry.ListAgents, request)
+    async for response in connection.pages(connection.registry.ListAgents, request):
         for agent in response.agents:
             for one in agent.capabilities:
                 if one.input_schema.HasField("json_schema"):
                     found[one.name] = one
                 elif one.name in capabilities:
                     found.setdefault(one.name, one)
-        if not response.next_page_token:
-            break
-        request.page_token = response.next_page_token
     if missing := sorted(set(capabilities) - set(found)):
         raise NotFound(
             f"no live agent offers {', '.join(missing)}",

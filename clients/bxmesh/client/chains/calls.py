@@ -123,13 +123,9 @@ class AsyncChains:
             states=[STATES.number(state) for state in states],
             page_size=page_size,
         )
-        while True:
-            response = await self._connection.unary(self._stub.ListChains, request)
+        async for response in self._connection.pages(self._stub.ListChains, request):
             for message in response.runs:
                 yield ChainRun.from_message(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def cancel(self, run_id: str) -> ChainRun:
         """Cancels a run and the steps under way; one that has ended is left as it is."""

@@ -139,13 +139,9 @@ class AsyncConversations:
     ) -> AsyncIterator[Conversation]:
         """Yields conversations, newest first, without what was said."""
         request = archive_pb.ListConversationsRequest(filter=to_filter(which), page_size=page_size)
-        while True:
-            response = await self._connection.unary(self._stub.ListConversations, request)
+        async for response in self._connection.pages(self._stub.ListConversations, request):
             for message in response.conversations:
                 yield Conversation.from_message(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def search(
         self,
@@ -163,13 +159,9 @@ class AsyncConversations:
         request = archive_pb.SearchConversationsRequest(
             query=query, mode=MODES.number(mode), filter=to_filter(which), page_size=page_size
         )
-        while True:
-            response = await self._connection.unary(self._stub.SearchConversations, request)
+        async for response in self._connection.pages(self._stub.SearchConversations, request):
             for message in response.results:
                 yield SearchResult.from_message(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def export(
         self, *, resume_token: str = "", **which: Unpack[ConversationFilter]

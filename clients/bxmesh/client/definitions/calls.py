@@ -114,13 +114,9 @@ class AsyncDefinitions:
             state=STATES.number(state), capability=capability, labels=labels, page_size=page_size
         )
         stub = self._connection.registry
-        while True:
-            response = await self._connection.unary(stub.ListAgentDefinitions, request)
+        async for response in self._connection.pages(stub.ListAgentDefinitions, request):
             for message in response.definitions:
                 yield Definition.from_message(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def versions(
         self, definition_id: str, *, page_size: int = 0
@@ -130,13 +126,9 @@ class AsyncDefinitions:
             definition_id=definition_id, page_size=page_size
         )
         stub = self._connection.registry
-        while True:
-            response = await self._connection.unary(stub.ListAgentDefinitionVersions, request)
+        async for response in self._connection.pages(stub.ListAgentDefinitionVersions, request):
             for message in response.definitions:
                 yield Definition.from_message(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def delete(self, definition_id: str, *, expected_revision: int = 0) -> None:
         """Deletes a definition with its versions. Raises FailedPrecondition while it is active."""

@@ -97,13 +97,9 @@ class AsyncFunctions:
             yield function
 
     async def _listed(self, request: pb.ListFunctionsRequest) -> AsyncIterator[Function]:
-        while True:
-            response = await self._connection.unary(self._stub.ListFunctions, request)
+        async for response in self._connection.pages(self._stub.ListFunctions, request):
             for message in response.functions:
                 yield Function.from_message(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def alias(self, name: str, alias: str, version: str = "") -> Function:
         """Lets an alias mean a version, or removes it without one.
@@ -209,13 +205,9 @@ class AsyncFunctions:
             states=[STATES.number(state) for state in states],
             page_size=page_size,
         )
-        while True:
-            response = await self._connection.unary(self._stub.ListExecutions, request)
+        async for response in self._connection.pages(self._stub.ListExecutions, request):
             for message in response.executions:
                 yield Execution.from_message(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def cancel(self, execution_id: str) -> Execution:
         """Cancels an execution; one that has ended is left as it is."""

@@ -24,13 +24,11 @@ class DeadLetterCalls:
     ) -> AsyncIterator[DeadLetter]:
         """Yields the dead letters that fit, newest first."""
         request = pb.ListDeadLettersRequest(filter=to_filter(which), page_size=page_size)
-        while True:
-            response = await self._connection.unary(self._connection.agent.ListDeadLetters, request)
+        async for response in self._connection.pages(
+            self._connection.agent.ListDeadLetters, request
+        ):
             for message in response.dead_letters:
                 yield DeadLetter.from_message(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def replay_dead_letters(
         self, *, limit: int = 0, **which: Unpack[DeadLetterFilter]

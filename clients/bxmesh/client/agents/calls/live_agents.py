@@ -32,12 +32,9 @@ class LiveAgentCalls:
         stub = self._connection.registry
         request = agent_pb2.ListAgentsRequest(filter=to_filter(which))
         agents: list[AgentInfo] = []
-        while True:
-            response = await self._connection.unary(stub.ListAgents, request)
+        async for response in self._connection.pages(stub.ListAgents, request):
             agents += map(AgentInfo.from_message, response.agents)
-            if not response.next_page_token:
-                return agents
-            request.page_token = response.next_page_token
+        return agents
 
     async def agent(self, agent_id: str) -> AgentInfo:
         """Returns a live agent. Raises NotFound for one that is not alive."""

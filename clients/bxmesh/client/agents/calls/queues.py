@@ -59,10 +59,6 @@ class QueueCalls:
             request.agent_id = agent_id
         elif capability:
             request.capability = capability
-        while True:
-            response = await self._connection.unary(self._connection.agent.GetQueueStats, request)
+        async for response in self._connection.pages(self._connection.agent.GetQueueStats, request):
             for message in response.queues:
                 yield QueueStats.from_message(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token

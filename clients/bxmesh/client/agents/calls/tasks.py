@@ -111,13 +111,9 @@ class TaskCalls:
             end_time=to_timestamp(end_time),
             page_size=page_size,
         )
-        while True:
-            response = await self._connection.unary(self._connection.agent.ListTasks, request)
+        async for response in self._connection.pages(self._connection.agent.ListTasks, request):
             for message in response.tasks:
                 yield Task.from_message(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def cancel_task(
         self, task_id: str, reason: str = "", *, cancel_children: bool = False
