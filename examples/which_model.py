@@ -8,6 +8,7 @@ nothing of the data: its geometry is better, and yet the data say no.
 
 import argparse
 import asyncio
+from abc import ABC, abstractmethod
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -21,7 +22,7 @@ SHIFT = 0.05
 """How far atoms are shaken, as a standard deviation in angstrom."""
 
 
-class Validator(Agent):
+class Validator(Agent, ABC):
     """Measures each candidate on the mesh and votes for the one with the lowest figure."""
 
     concurrency = 4
@@ -31,9 +32,9 @@ class Validator(Agent):
         super().__init__(agent_id)
         self.scattering_table = scattering_table
 
+    @abstractmethod
     async def measure(self, model: Model) -> float:
         """Returns the figure of a model; the lower, the better."""
-        raise NotImplementedError(self.figure)
 
     async def measured(self, question: Question) -> list[tuple[float, str]]:
         """Returns the figure of each candidate with the name of its bundle, the best first."""
