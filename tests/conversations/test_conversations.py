@@ -159,6 +159,28 @@ async def test_a_judge_decides(mesh: AsyncMesh) -> None:
     assert found.consensus.method == pb.CONSENSUS_METHOD_JUDGE
 
 
+async def test_a_judge_hears_which_part_is_tied(mesh: AsyncMesh) -> None:
+    settings = pb.ConsensusSettings(
+        method=pb.CONSENSUS_METHOD_STRUCTURED, judge=pb.Participant(agent_id="wise")
+    )
+    settings.answer_schema["type"] = "object"
+
+    def says_lattice(lattice: str) -> Any:
+        return lambda question: {"answer": {"lattice": lattice, "domains": 2}}
+
+    def judge(question: Question) -> Any:
+        assert "Which?" in question.message
+        assert "lattice" in question.message
+        return {"choice": question.candidates.index("cubic")}
+
+    async with taking_part(
+        mesh, one=says_lattice("tetragonal"), two=says_lattice("cubic"), wise=judge
+    ):
+        found = await Talk(mesh).hold(spec("one", "two", consensus=settings))
+    assert found.consensus.tie_break == "judge"
+    assert dict(found.consensus.answer.struct_value) == {"lattice": "cubic", "domains": 2}
+
+
 async def test_a_judge_that_is_away_leaves_ties_to_the_first(mesh: AsyncMesh) -> None:
     settings = pb.ConsensusSettings(judge=pb.Participant(agent_id="nobody"))
     async with taking_part(mesh, one=says("A"), two=says("B")):

@@ -249,6 +249,7 @@ class _Round:
         participant: pb.Participant,
         kind: Kind = "answer",
         candidates: Sequence[str] = (),
+        message: str = "",
     ) -> Ask:
         spec = self.conversation.spec
         name = participant.participant_id
@@ -259,7 +260,7 @@ class _Round:
             conversation_id=self.conversation.conversation_id,
             participant_id=name,
             turn=turn,
-            message=self.work.message,
+            message=message or self.work.message,
             instructions=instructions_of(participant),
             earlier=earlier_than(self.conversation.turns, turn if kind == "answer" else turn + 1),
             candidates=list(candidates),
@@ -385,6 +386,7 @@ class _AskedJudge:
             self._participant,
             "judge",
             [candidate.text for candidate in candidates],
+            question,
         )
         ask = Ask(ask.participant, ask.question, f"{ask.request_id}:{self._calls}", ask.seconds)
         answer = await self._round.asker.ask(ask)
