@@ -86,8 +86,16 @@ async def test_a_python_function_becomes_a_stored_one(mesh: AsyncMesh, name: str
         await mesh.functions.call(name, values="many")
     assert refused.value.reason == "SCHEMA_MISMATCH"
     assert refused.value.field_violations[0][0] == "input.values"
-    assert (await mesh.functions.create(name, scaled)).existed
+    again = await mesh.functions.create(
+        name, scaled, description="Scales.", example={"values": [1]}, labels={"for": "tests"}
+    )
+    assert again.existed
     assert await mesh.functions.get(name, stored.digest) == stored
+    # What does not decide what it does is as it was given last.
+    assert (await mesh.functions.create(name, scaled, description="Multiplies.")).existed
+    found = await mesh.functions.get(name, stored.digest)
+    assert (found.description, found.labels) == ("Multiplies.", {})
+    assert (found.version, found.create_time) == (stored.version, stored.create_time)
 
 
 async def test_annotations_of_elsewhere_become_schemas_alone(mesh: AsyncMesh, name: str) -> None:

@@ -27,7 +27,7 @@ __all__ = ["Connection", "Timeouts", "translated"]
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
@@ -119,11 +119,14 @@ class Connection:
     async def retried(self, operation: Callable[[], Awaitable[T]], retries: int | None = None) -> T:
         """Returns what the operation returns, repeated while the mesh is unavailable.
 
-        Waits are full jitter over exponential bounds. The operation must be idempotent.
+        Waits grow exponentially, half of each at random. The operation must be idempotent.
         """
         policy = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+            # The four of a usual call take longer than the channel may rest between two attempts to
+            # connect: a mesh that is there again is found.
+            wait=tenacity.wait_exponential(multiplier=0.1, max=2.5)
+            + tenacity.wait_random_exponential(multiplier=0.1, max=2.5),
             stop=tenacity.stop_after_attempt(1 + (self._retries if retries is None else retries)),
             reraise=True,
         )
