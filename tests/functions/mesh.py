@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ CANCELLED = pb.EXECUTION_STATE_CANCELLED
 PENDING = pb.EXECUTION_STATE_PENDING
 
 Metadata = tuple[tuple[str, str], ...]
+
+
+def seconds(value: float, **fields: Any) -> pb.FunctionLimits:
+    """Limits."""
+    made = pb.FunctionLimits(**fields)
+    made.timeout.FromMicroseconds(int(value * 1e6))
+    return made
 
 
 def struct(**fields: Any) -> Struct:
@@ -103,6 +111,25 @@ class Caller:
                 pb.StreamFunctionRequest(call=call), metadata=self.metadata
             )
         ]
+
+    async def cancel(self, execution_id: str) -> pb.Execution:
+        """Cancels an execution; returns it."""
+        answer = await self.stub.CancelExecution(
+            pb.CancelExecutionRequest(execution_id=execution_id), metadata=self.metadata
+        )
+        execution: pb.Execution = answer.execution
+        return execution
+
+    async def begun(self, name: str) -> pb.Execution:
+        """Waits until the newest execution of a function runs, and returns it."""
+        request = pb.ListExecutionsRequest(function_name=name, page_size=1)
+        while True:
+            answer = await self.stub.ListExecutions(request, metadata=self.metadata)
+            for execution in answer.executions:
+                if execution.state == pb.EXECUTION_STATE_RUNNING:
+                    found: pb.Execution = execution
+                    return found
+            await asyncio.sleep(0.05)
 
     async def run(self, code: str, name: str = "test.it", **arguments: Any) -> Any:
         """Stores a function and executes it; returns the execution."""

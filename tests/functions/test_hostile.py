@@ -19,7 +19,17 @@ from bxmesh.client.errors import BxmeshError, from_rpc_error, from_status
 from bxmesh.server.streams import connect
 from bxmesh.server.streams.ending import end_tasks
 from tests.functions.hostile_code import CASES, MODULES, Hostile
-from tests.functions.mesh import COMPLETED, FAILED, LIMITED, Caller, World, refused, schema, struct
+from tests.functions.mesh import (
+    COMPLETED,
+    FAILED,
+    LIMITED,
+    Caller,
+    World,
+    refused,
+    schema,
+    seconds,
+    struct,
+)
 from tests.functions.mesh import world as run_world
 from tests.processes import command, until
 
@@ -113,13 +123,6 @@ def workers() -> list[int]:
     """The sandbox's processes."""
     listed = [file.read_text().split() for file in Path("/proc/self/task").glob("*/children")]
     return [pid for pids in listed for pid in map(int, pids) if "monty" in command(pid)]
-
-
-def seconds(value: float, **fields: Any) -> pb.FunctionLimits:
-    """Limits."""
-    made = pb.FunctionLimits(**fields)
-    made.timeout.FromMilliseconds(int(value * 1000))
-    return made
 
 
 def silenced(code: str, complaints: str) -> str:

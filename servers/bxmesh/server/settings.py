@@ -145,9 +145,12 @@ class Settings(BaseSettings):
     """Where functions and definitions are kept: postgresql://USER@HOST/NAME or sqlite:///PATH; empty
     means mesh.db in the state directory."""
     function_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1, le=256)
-    """Sandbox processes, and with them executions of functions at a time."""
+    """Executions of functions that compute at a time."""
+    function_sessions: int = Field(default=64, ge=1, le=1024)
+    """Executions that may have begun: those that compute, and those that wait for what they have called
+    or sleep. Each of these is a process. One identity may have half of them."""
     function_queue: int = Field(default=1000, ge=1)
-    """Executions that may wait for one of them."""
+    """Executions that may wait to begin or to go on."""
     max_functions: int = Field(default=1000, ge=1)
     """Functions that one identity may keep."""
     max_function_versions: int = Field(default=1000, ge=1)

@@ -47,7 +47,10 @@ _EPILOG = (
     help="postgresql://USER@HOST/NAME or sqlite:///PATH; mesh.db in the state directory.",
 )
 @click.option(
-    "--function-workers", type=int, metavar="N", help="Functions executed at a time; up to 4."
+    "--function-workers", type=int, metavar="N", help="Functions that compute at a time; up to 4."
+)
+@click.option(
+    "--function-sessions", type=int, metavar="N", help="Functions that may have begun; 64."
 )
 @click.option(
     "--function-queue", type=int, metavar="N", help="Executions that may wait for that; 1000."

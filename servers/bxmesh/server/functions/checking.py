@@ -16,6 +16,7 @@ from bxmesh.registry.v1.schema_pb2 import Schema
 from bxmesh.server.errors import MeshError, failed_precondition, invalid_argument
 from bxmesh.server.functions.engine import Call, Engine, Outcome, failed, over_limit
 from bxmesh.server.functions.limits import require_allowed, tightest
+from bxmesh.server.functions.places import Places
 from bxmesh.server.functions.source import DEFAULT_IMPORTS, Problem, problems_of
 from bxmesh.server.json_schemas import Misfit, SchemaError, find_misfit, require_usable
 from bxmesh.server.json_values import NotJsonError, TooLargeError, json_fields, json_of, value_of
@@ -35,10 +36,14 @@ class Checks:
     """Checks functions with the engines that there are."""
 
     def __init__(
-        self, engines: Mapping[pb.FunctionEngine.ValueType, Engine], host_functions: Collection[str]
+        self,
+        engines: Mapping[pb.FunctionEngine.ValueType, Engine],
+        host_functions: Collection[str],
+        places: Places,
     ) -> None:
         self._engines = engines
         self._host_functions = frozenset(host_functions)
+        self._places = places
 
     def engine(self, function: pb.Function) -> Engine:
         """Returns what executes a function; raises MeshError FAILED_PRECONDITION without it."""
@@ -51,8 +56,8 @@ class Checks:
             )
         return engine
 
-    async def check(self, function: pb.Function) -> None:
-        """Raises MeshError INVALID_ARGUMENT, whose violations name the places, for a function that
+    async def check(self, function: pb.Function, owner: str) -> None:
+        """Raises MeshError INVALID_ARGUMENT, whose violations name the fields, for a function that
         does not parse, import, type or run on its example as it says."""
         engine = self.engine(function)
         if (size := function.ByteSize()) > _MOST_BYTES:
@@ -87,9 +92,9 @@ class Checks:
         )
         if problems:
             _refuse(problems)
-        await self._try(function, engine)
+        await self._try(function, engine, owner)
 
-    async def _try(self, function: pb.Function, engine: Engine) -> None:
+    async def _try(self, function: pb.Function, engine: Engine, owner: str) -> None:
         """Checks the types, and runs the example as far as the first call of the host."""
         example = function.HasField("example_input")
         arguments = await checked_input(
@@ -108,17 +113,19 @@ class Checks:
             raise failed("TRIAL", "This is a trial, in which nothing is called.")
 
         code = _FUTURE.sub("pass", function.code)
-        outcome = await engine.run(
-            Call(
-                code if example else f"{code}\ndef bxmesh_nothing(): pass",
-                function.entry_point if example else "bxmesh_nothing",
-                function.is_async and example,
-                arguments,
-                limits,
-                dict.fromkeys(function.host_functions, reach),
-                checked=True,
+        async with self._places.taken(owner) as place:
+            outcome = await engine.run(
+                Call(
+                    code if example else f"{code}\ndef bxmesh_nothing(): pass",
+                    function.entry_point if example else "bxmesh_nothing",
+                    function.is_async and example,
+                    arguments,
+                    limits,
+                    place,
+                    dict.fromkeys(function.host_functions, reach),
+                    checked=True,
+                )
             )
-        )
         if outcome.error is not None and not reached:
             self._refuse_trial(outcome, "example_input" if example else "code")
         if example and not reached:

@@ -147,7 +147,8 @@ class _Conversation:
         try:
             if function is None:
                 raise failed("HOST_FUNCTION_UNKNOWN", "There is no such host function.")
-            value = await function(*line.get("args", ()), **line.get("kwargs", {}))
+            async with self._call.place.left():
+                value = await function(*line.get("args", ()), **line.get("kwargs", {}))
             await self._tell(call=line["call"], value=value)
         except MeshError as error:
             await self._tell(call=line["call"], error=f"{error.reason}: {error.message}")

@@ -10,6 +10,7 @@ import grpc
 
 from bxmesh.server.errors import MeshError
 from bxmesh.server.functions.limits import Limits
+from bxmesh.server.functions.places import Place
 
 __all__ = [
     "Call",
@@ -35,6 +36,8 @@ class Call:
     arguments: Mapping[str, Any]
     """By keyword; plain JSON values."""
     limits: Limits
+    place: Place
+    """Left while the function waits."""
     host: Mapping[str, HostFunction] = field(default_factory=dict)
     """By name, such as `mesh.request`."""
     printed: Callable[[str], None] = lambda text: None

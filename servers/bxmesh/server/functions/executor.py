@@ -17,8 +17,8 @@ from bxmesh.server.functions.engine import Call, Outcome
 from bxmesh.server.functions.history import History
 from bxmesh.server.functions.host_functions import HostCalls
 from bxmesh.server.functions.limits import tightest
+from bxmesh.server.functions.places import Places
 from bxmesh.server.functions.records import Record
-from bxmesh.server.functions.slots import FairSlots
 from bxmesh.server.functions.store import Stored
 
 __all__ = ["Executor", "Plan", "cancelled_error", "new_execution"]
@@ -49,19 +49,19 @@ class Plan:
 
 
 class Executor:
-    """Executes functions, some at a time; others wait, and not too many of them."""
+    """Executes functions, in places; others wait for one, and not too many of them."""
 
-    def __init__(self, checks: Checks, history: History, workers: int, most_waiting: int) -> None:
+    def __init__(self, checks: Checks, history: History, places: Places, most_waiting: int) -> None:
         self.checks = checks
         self.history = history
-        self._slots = FairSlots(workers)
+        self._places = places
         self._most_waiting = most_waiting
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def require_room(self, owner: str) -> None:
         """Raises MeshError RESOURCE_EXHAUSTED (TOO_MANY_EXECUTIONS) when too many wait, or too many of
         an owner."""
-        waiting, own = self._slots.waiting, self._slots.waiting_of(owner)
+        waiting, own = self._places.waiting, self._places.waiting_of(owner)
         # So that nobody has all the room.
         if waiting >= self._most_waiting or own > self._most_waiting // 2:
             raise resource_exhausted(
@@ -85,8 +85,7 @@ class Executor:
             tell(pb.StreamFunctionResponse(printed=text))
 
         async def run() -> None:
-            await self._slots.acquire(execution.owner)
-            try:
+            async with self._places.taken(execution.owner) as place:
                 execution.state = pb.EXECUTION_STATE_RUNNING
                 execution.start_time.GetCurrentTime()
                 self.history.note(Record(execution, plan.durable))
@@ -100,13 +99,12 @@ class Executor:
                             function.is_async,
                             plan.arguments,
                             limits,
+                            place,
                             host.granted(function.host_functions),
                             hear,
                         )
                     )
                 await _settle(execution, function, outcome, limits.output - _size(printed))
-            finally:
-                self._slots.release()
 
         task = asyncio.create_task(run())
         self._running[execution.execution_id] = task

@@ -9,22 +9,37 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Iterator,
+    Mapping,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from inspect import GEN_SUSPENDED, getgeneratorstate
+from typing import Any, TypeVar, TypeVarTuple
 
 from pydantic_monty import (
-    AsyncMonty,
     ExternalModule,
+    ExternalSettledResult,
+    FunctionSnapshot,
+    FutureSnapshot,
     Monty,
+    MontyComplete,
     MontyConversionError,
     MontyCrashedError,
     MontyError,
     MontyRuntimeError,
     MontySyntaxError,
     MontyTypingError,
+    NameLookupSnapshot,
     ResourceLimits,
+    SyncSnapshot,
 )
 
 from bxmesh.server.errors import MeshError, unavailable
@@ -34,6 +49,9 @@ from bxmesh.server.functions.peaks import peak_of, reset_peak
 from bxmesh.server.streams.ending import end_tasks
 
 __all__ = ["INPUT_NAME", "Sandbox", "sandbox"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 INPUT_NAME = "bxmesh_input"
 """Under which a call finds its arguments."""
@@ -46,24 +64,25 @@ _CALLS_OF_WORKER = 10_000
 _FAREWELL_SECONDS = 0.2
 _STUBS = "from typing import Any\nasync def {}(*args: Any, **kwargs: Any) -> Any: ...\n"
 _LONGEST_MESSAGE = 600
+_BLOCKING_SLEEPS = frozenset({"time.sleep", "system.sleep"})
+_SLEEPS = _BLOCKING_SLEEPS | {"asyncio.sleep", "system.async_sleep"}
 
 
 @asynccontextmanager
-async def sandbox(workers: int) -> AsyncIterator[Sandbox]:
-    """Keeps worker processes ready within a block."""
-    settings: dict[str, Any] = {
-        "max_processes": workers,
-        "request_timeout": MOST.timeout + 10.0,
-        "max_checkouts_per_worker": _CALLS_OF_WORKER,
-        "feed_duration_limit_grace": _GRACE_SECONDS,
-        "turn_duration_limit_grace": _GRACE_SECONDS,
-    }
-    threads = ThreadPoolExecutor(workers, "sandbox")
-    pool = Monty(min_processes=workers, **settings)
+async def sandbox(workers: int, sessions: int) -> AsyncIterator[Sandbox]:
+    """Keeps so many worker processes ready within a block; more sessions at a time start more."""
+    threads = ThreadPoolExecutor(sessions, "sandbox")
+    pool = Monty(
+        min_processes=workers,
+        max_processes=sessions,
+        request_timeout=MOST.timeout + 10.0,
+        max_checkouts_per_worker=_CALLS_OF_WORKER,
+        feed_duration_limit_grace=_GRACE_SECONDS,
+        turn_duration_limit_grace=_GRACE_SECONDS,
+    )
     try:
         await asyncio.to_thread(pool.__enter__)
-        async with AsyncMonty(min_processes=0, **settings) as hosting:
-            yield Sandbox(pool, hosting, threads, workers)
+        yield Sandbox(pool, threads)
     finally:
         await asyncio.to_thread(pool.__exit__, None, None, None)
         threads.shutdown()
@@ -71,50 +90,38 @@ async def sandbox(workers: int) -> AsyncIterator[Sandbox]:
 
 
 class Sandbox:
-    """Executes calls, as many at a time as there are workers; further ones wait."""
+    """Executes calls, each in a session of its own."""
 
-    def __init__(
-        self, pool: Monty, hosting: AsyncMonty, threads: ThreadPoolExecutor, workers: int
-    ) -> None:
-        """Takes workers for calls that only compute, from a thread each, which is quicker, and for
-        calls of the host, which need the event loop."""
+    def __init__(self, pool: Monty, threads: ThreadPoolExecutor) -> None:
         self._pool = pool
-        self._hosting = hosting
         self._threads = threads
-        self._free = asyncio.Semaphore(workers)
 
     async def run(self, call: Call) -> Outcome:
         """Runs a call in a fresh session; see `Engine`."""
-        # Whoever waits for others does not lose its own time meanwhile.
-        async with self._free:
-            printer = _Printer(call)
-            run = (
-                _Hosting(self._hosting, call, printer)
-                if call.host
-                else _Computing(self._pool, self._threads, call, printer)
-            )
-            task = asyncio.create_task(run.run())
-            printer.when_full(task.cancel)
-            try:
-                # The sandbox looks at its own clock first, which leaves its worker alive.
-                async with asyncio.timeout(call.limits.timeout + _GRACE_SECONDS / 4) as timeout:
-                    value = await task
-            except TimeoutError:
-                if not timeout.expired():
-                    raise
-                return run.outcome(error=_too_slow(call), limited=True)
-            except MontyError as error:
-                if not printer.full:
-                    limited, problem = _problem(error, call)
-                    return run.outcome(error=problem, limited=limited)
-            except asyncio.CancelledError:
-                if not printer.full:
-                    raise
-            finally:
-                await end_tasks(task)
-            if printer.full:
-                return run.outcome(error=printer.refusal(), limited=True)
-            return run.outcome(value=value)
+        printer = _Printer(call)
+        session = _Session(self._pool, self._threads, call, printer)
+        task = asyncio.create_task(session.run())
+        printer.when_full(task.cancel)
+        try:
+            # The sandbox looks at its own clock first, which leaves its worker alive.
+            async with asyncio.timeout(call.limits.timeout + _GRACE_SECONDS / 4) as timeout:
+                value = await task
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            return session.outcome(error=_too_slow(call), limited=True)
+        except MontyError as error:
+            if not printer.full:
+                limited, problem = _problem(error, call)
+                return session.outcome(error=problem, limited=limited)
+        except asyncio.CancelledError:
+            if not printer.full:
+                raise
+        finally:
+            await end_tasks(task)
+        if printer.full:
+            return session.outcome(error=printer.refusal(), limited=True)
+        return session.outcome(value=value)
 
 
 def _feeds(call: Call) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -134,8 +141,14 @@ def _feeds(call: Call) -> Iterator[tuple[str, dict[str, Any]]]:
     )
 
 
-class _Computing:
-    """A call that only computes, in a thread."""
+Answers = dict[int, ExternalSettledResult]
+HostCall = Callable[[], Awaitable[Any]]
+Pieces = Generator[Collection[int], Answers, Any]
+
+
+class _Session:
+    """The session of one call. It computes in threads, a piece at a time; between these it waits on the
+    event loop, where what it has called of the host runs."""
 
     def __init__(
         self, pool: Monty, threads: ThreadPoolExecutor, call: Call, printer: _Printer
@@ -144,14 +157,37 @@ class _Computing:
         self._threads = threads
         self._call = call
         self._printer = printer
+        self._loop = asyncio.get_running_loop()
+        self._called: dict[int, asyncio.Task[ExternalSettledResult]] = {}
         self._lock = threading.Lock()
         self._worker: int | None = None
         self._stopped = False
+        self._value: Any = None
         self._seconds = 0.0
         self._peak = 0
 
     async def run(self) -> Any:
-        future = asyncio.get_running_loop().run_in_executor(self._threads, self._compute)
+        """Returns what the function returns; raises MontyError."""
+        pieces = self._pieces()
+        answers = None
+        try:
+            while (awaited := await self._in_thread(self._compute, pieces, answers)) is not None:
+                answers = await self._answers(awaited)
+        finally:
+            await end_tasks(*self._called.values())
+            if getgeneratorstate(pieces) == GEN_SUSPENDED:
+                await self._in_thread(pieces.close)
+        return self._value
+
+    def outcome(self, **fields: Any) -> Outcome:
+        """How the call ended, with what it has used."""
+        return Outcome(cpu_seconds=self._seconds, peak_memory=self._peak, **fields)
+
+    # On the event loop
+
+    async def _in_thread(self, work: Callable[[*Ts], T], *given: *Ts) -> T:
+        """When this is cancelled, so is what the worker does."""
+        future = self._loop.run_in_executor(self._threads, work, *given)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -160,12 +196,41 @@ class _Computing:
             future.exception()
             raise
 
-    def outcome(self, **fields: Any) -> Outcome:
-        return Outcome(cpu_seconds=self._seconds, peak_memory=self._peak, **fields)
+    async def _answers(self, awaited: Collection[int]) -> Answers:
+        """Waits for any of the calls, with the place left to others."""
+        tasks = {number: self._called[number] for number in awaited}
+        async with self._call.place.left():
+            await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+        ended = [number for number, task in tasks.items() if task.done()]
+        return {number: self._called.pop(number).result() for number in ended}
 
-    def _compute(self) -> Any:
+    def _begin(self, number: int, call: HostCall) -> None:
+        self._called[number] = asyncio.create_task(_settled(call))
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            if self._worker is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._worker, signal.SIGKILL)
+
+    # In threads
+
+    def _compute(self, pieces: Pieces, answers: Answers | None) -> Collection[int] | None:
+        """Goes on with what was awaited; returns which calls are awaited next, None at the end."""
         began = time.monotonic()
-        with self._pool.checkout(**_session(self._call)) as session:
+        try:
+            return next(pieces) if answers is None else pieces.send(answers)
+        except StopIteration as end:
+            self._value = end.value
+            return None
+        finally:
+            self._seconds += time.monotonic() - began
+
+    def _pieces(self) -> Pieces:
+        with self._pool.checkout(
+            external_modules=_modules(self._call.host), **_session(self._call)
+        ) as session:
             worker = session.worker_pid
             reset_peak(worker)
             with self._lock:
@@ -176,59 +241,80 @@ class _Computing:
                     return None
                 value = None
                 for code, options in _feeds(self._call):
-                    value = session.feed_run(code, print_callback=self._printer, **options)
+                    snapshot = session.feed_start(code, print_callback=self._printer, **options)
+                    while not isinstance(snapshot, MontyComplete):
+                        snapshot = yield from self._answered(snapshot)
+                    value = snapshot.output
                 return value
             finally:
                 # From here on it is another's.
                 with self._lock:
                     self._worker = None
-                self._seconds = time.monotonic() - began
                 self._peak = peak_of(worker)
 
-    def _stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            if self._worker is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._worker, signal.SIGKILL)
+    def _answered(
+        self, snapshot: FunctionSnapshot | FutureSnapshot | NameLookupSnapshot
+    ) -> Generator[Collection[int], Answers, SyncSnapshot]:
+        """Gives a session what it stopped for."""
+        if isinstance(snapshot, FutureSnapshot):
+            return snapshot.resume((yield snapshot.pending_call_ids))
+        if isinstance(snapshot, NameLookupSnapshot):
+            return snapshot.resume_auto()
+        call = self._host_call(snapshot)
+        if call is None:
+            return snapshot.resume_auto()
+        number = snapshot.call_id
+        self._loop.call_soon_threadsafe(self._begin, number, call)
+        if snapshot.function_name in _BLOCKING_SLEEPS:
+            answers = yield (number,)
+            return snapshot.resume(answers[number])
+        return snapshot.resume({"future": ...})
+
+    def _host_call(self, snapshot: FunctionSnapshot) -> HostCall | None:
+        """What the event loop has to do, if anything."""
+        name = str(snapshot.function_name)
+        if snapshot.is_os_function:
+            return partial(_sleep, *snapshot.args) if name in _SLEEPS else None
+        function = self._call.host.get(name)
+        return partial(function, *snapshot.args, **snapshot.kwargs) if function else None
 
 
-class _Hosting:
-    """A call that calls the host, on the event loop."""
+async def _sleep(seconds: float) -> None:
+    # Longer than any call may take is long enough.
+    await asyncio.sleep(seconds if 0 <= seconds < MOST.timeout else MOST.timeout)
 
-    def __init__(self, pool: AsyncMonty, call: Call, printer: _Printer) -> None:
-        self._pool = pool
-        self._call = call
-        self._printer = printer
-        self._host = _Host(call)
-        self._seconds = 0.0
-        self._peak = 0
 
-    async def run(self) -> Any:
-        began = time.monotonic()
-        async with self._pool.checkout(
-            external_modules=self._host.modules, **_session(self._call)
-        ) as session:
-            worker = session.worker_pid
-            reset_peak(worker)
-            try:
-                value = None
-                for code, options in _feeds(self._call):
-                    value = await session.feed_run(code, print_callback=self._printer, **options)
-                return value
-            finally:
-                self._seconds = max(0.0, time.monotonic() - began - self._host.seconds)
-                self._peak = peak_of(worker)
+async def _settled(call: HostCall) -> ExternalSettledResult:
+    """Makes a call; returns what the session is told of its end."""
+    try:
+        return {"return_value": await call()}
+    except MeshError as error:
+        # What crosses into the sandbox is an exception that it knows.
+        text = f"{error.reason}: {error.message}"[:_LONGEST_MESSAGE]
+        return {"exception": RuntimeError(text)}
+    except (TypeError, ValueError) as error:
+        return {"exception": error}
 
-    def outcome(self, **fields: Any) -> Outcome:
-        return Outcome(cpu_seconds=self._seconds, peak_memory=self._peak, **fields)
+
+def _modules(host: Mapping[str, HostFunction]) -> Mapping[str, ExternalModule] | None:
+    """The granted host functions as modules."""
+    by_module: defaultdict[str, dict[str, HostFunction]] = defaultdict(dict)
+    for name, function in host.items():
+        module, _, attribute = name.rpartition(".")
+        by_module[module][attribute] = function
+    return {
+        name: ExternalModule(
+            functions, stubs="".join(_STUBS.format(attribute) for attribute in functions)
+        )
+        for name, functions in by_module.items()
+    } or None
 
 
 def _session(call: Call) -> dict[str, Any]:
     return {
         "script_name": "function.py",
         "limits": _limits(call),
-        # A longer sleep than the limit is refused, not cut short.
+        # No sleep is cut short.
         "os_policy": {"sleep_system_max": MOST.timeout},
         "type_check": call.checked,
         "type_check_format": "concise",
@@ -241,44 +327,7 @@ def _limits(call: Call) -> ResourceLimits:
         max_memory=call.limits.memory,
         max_recursion_depth=call.limits.recursion,
         max_suspensions=_MOST_HOST_CALLS,
-        max_total_sleep_secs=call.limits.timeout,
     )
-
-
-class _Host:
-    """The granted host functions as modules, and how long they took."""
-
-    def __init__(self, call: Call) -> None:
-        self.seconds = 0.0
-        self._waiting = 0
-        self._since = 0.0
-        by_module: defaultdict[str, dict[str, HostFunction]] = defaultdict(dict)
-        for name, function in call.host.items():
-            module, _, attribute = name.rpartition(".")
-            by_module[module][attribute] = self._timed(function)
-        self.modules: Mapping[str, ExternalModule] | None = {
-            name: ExternalModule(
-                functions, stubs="".join(_STUBS.format(attribute) for attribute in functions)
-            )
-            for name, functions in by_module.items()
-        } or None
-
-    def _timed(self, function: HostFunction) -> HostFunction:
-        async def timed(*args: Any, **kwargs: Any) -> Any:
-            self._waiting += 1
-            if self._waiting == 1:
-                self._since = time.monotonic()
-            try:
-                return await function(*args, **kwargs)
-            except MeshError as error:
-                # What crosses into the sandbox is an exception that it knows.
-                raise RuntimeError(f"{error.reason}: {error.message}"[:_LONGEST_MESSAGE]) from None
-            finally:
-                self._waiting -= 1
-                if not self._waiting:
-                    self.seconds += time.monotonic() - self._since
-
-        return timed
 
 
 class _Printer:

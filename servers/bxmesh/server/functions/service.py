@@ -23,6 +23,7 @@ from bxmesh.server.functions.history import History
 from bxmesh.server.functions.host_functions import HOST_FUNCTIONS
 from bxmesh.server.functions.keeper import ExecutionKeeper
 from bxmesh.server.functions.mesh import FunctionMesh, Users
+from bxmesh.server.functions.places import Places
 from bxmesh.server.functions.sandbox import sandbox
 from bxmesh.server.functions.store import FunctionStore, Stored, no_such_function
 from bxmesh.server.functions.versions import (
@@ -65,18 +66,20 @@ async def function_service(
 ) -> AsyncIterator[FunctionService]:
     """A service with all that it needs, within a block."""
     async with AsyncExitStack() as stack:
-        box = await stack.enter_async_context(sandbox(settings.function_workers))
+        workers, sessions = settings.function_workers, settings.function_sessions
+        places = Places(workers, sessions)
+        box = await stack.enter_async_context(sandbox(workers, sessions))
         engines: dict[pb.FunctionEngine.ValueType, Engine] = {pb.FUNCTION_ENGINE_SANDBOX: box}
         if container := await asyncio.to_thread(find_container):
             engines[pb.FUNCTION_ENGINE_CONTAINER] = container
-        checks = Checks(engines, HOST_FUNCTIONS)
+        checks = Checks(engines, HOST_FUNCTIONS, places)
         history = await stack.enter_async_context(History(database, settings.kept_executions))
         await stack.enter_async_context(history.retention)
-        executor = Executor(checks, history, settings.function_workers, settings.function_queue)
+        executor = Executor(checks, history, places, settings.function_queue)
         store = FunctionStore(database, settings.function_holdings)
         client = await stack.enter_async_context(WorkClient(redis))
         durable = await stack.enter_async_context(
-            durable_executions(queue, client, cache, executor, deputy, settings.function_workers)
+            durable_executions(queue, client, cache, executor, deputy, sessions)
         )
         await stack.enter_async_context(ExecutionKeeper(history, durable.settled))
         mesh = FunctionMesh(
@@ -130,7 +133,7 @@ class FunctionService(ExecutionRpcs):
         function.entry_point = function.entry_point or _DEFAULT_ENTRY
         function.ClearField("aliases")
         function.digest = digest_of(function)
-        await self._mesh.checks.check(function)
+        await self._mesh.checks.check(function, identity.id)
         stored, existed = await self._mesh.store.create(
             function,
             identity,

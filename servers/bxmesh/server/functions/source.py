@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ DEFAULT_IMPORTS = frozenset(
 """What a function may import that says nothing."""
 # They make nothing available that is not there.
 _ALWAYS = frozenset({"__future__", "typing"})
+# Python 3.11 before 3.11.8 counts the depth of all trees that are built at a time as one, and fails with
+# SystemError when that is none (python/cpython#106905).
+_PARSING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,8 @@ def problems_of(
     Takes the time that parsing takes: not for the event loop.
     """
     try:
-        tree = ast.parse(code)
+        with _PARSING:
+            tree = ast.parse(code)
     except SyntaxError as error:
         where = f"line {error.lineno}: " if error.lineno else ""
         return [_syntax(f"{where}{error.msg}")]
