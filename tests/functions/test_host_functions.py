@@ -11,6 +11,7 @@ import pytest
 from bxmesh.agent.v1 import message_pb2, task_pb2
 from bxmesh.client import Agent, AsyncMesh, Message, TaskContext, on, task
 from bxmesh.client.errors import from_status
+from bxmesh.client.functions import FunctionFailed
 from tests.functions.mesh import COMPLETED, FAILED, Caller, World, refused
 
 CALLS = {
@@ -119,6 +120,47 @@ async def test_both_must_be_allowed(world: World, helper: Helper, admin: Caller)
     await admin.create("test.private", "def main():\n    return 1\n")
     error = await refused(admin.execute("test.private", on_behalf_of="blind"))
     assert error.reason == "FUNCTION_NOT_FOUND"
+
+
+class Echo(Agent):
+    """Does its task with a function that assigns the same task."""
+
+    def __init__(self, durable: bool) -> None:
+        super().__init__("echo")
+        self.durable = durable
+        self.depths: list[int] = []
+        self.reason = ""
+
+    @task("test.again")
+    async def again(self, context: TaskContext) -> None:
+        self.depths.append(context.task.depth)
+        try:
+            execution = await self.mesh.functions.execute(
+                "test.again", parent_task_id=context.id, durable=self.durable
+            )
+            assert execution.value is None
+        except FunctionFailed as error:
+            self.reason = self.reason or str(error)
+            raise
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_what_functions_assign_does_not_come_back_to_its_agent(
+    world: World, admin: Caller, durable: bool
+) -> None:
+    await admin.create(
+        "test.again",
+        "import mesh\n\nasync def main():\n    await mesh.assign('test.again')\n",
+        is_async=True,
+        host_functions=["mesh.assign"],
+    )
+    key = admin.metadata[0][1].removeprefix("Bearer ")
+    echo = Echo(durable)
+    async with AsyncMesh(world.server.address, api_key=key) as mesh, echo.running(mesh):
+        execution = await admin.execute("test.again")
+    assert execution.state == FAILED
+    assert set(echo.depths) == {0}
+    assert "TASK_CYCLE" in echo.reason
 
 
 async def test_a_task_tells_for_whom_it_is_done(

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from google.protobuf.struct_pb2 import Struct, Value
 
-__all__ = ["Json", "NotJsonError", "TooLargeError", "json_fields", "json_of", "value_of"]
+__all__ = [
+    "Json",
+    "NotJsonError",
+    "TooLargeError",
+    "json_aside",
+    "json_fields",
+    "json_of",
+    "value_aside",
+    "value_of",
+]
 
 Json: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 
 # Each level of a Value is three messages, and parsers take a hundred.
 MOST_DEPTH = 30
 _LARGEST_INTEGER = 2**53
+_MOST_BYTES = 4 << 20
+_LARGE_BYTES = 64 << 10
 
 
 class NotJsonError(ValueError):
@@ -50,13 +62,33 @@ def json_fields(struct: Struct) -> dict[str, Any]:
     return {name: json_of(value) for name, value in struct.fields.items()}
 
 
-def value_of(value: object, most_bytes: int = 4 << 20) -> Value:
+def value_of(value: object, most_bytes: int = _MOST_BYTES) -> Value:
     """Returns what Python has as a Value. Raises NotJsonError, which names the place, for what is
     none: other types, NaN and infinities, integers that a double does not hold, text with lone
     surrogates, keys that are no text, more than 30 levels and more than `most_bytes`."""
     result = Value()
     _Writer(most_bytes).write(value, result, "", 0)
     return result
+
+
+async def value_aside(value: object, most_bytes: int = _MOST_BYTES) -> Value:
+    """`value_of` for the event loop: what is large is made in a thread, as many small values take a
+    while in which others are to be served."""
+    if most_bytes > _LARGE_BYTES:
+        try:
+            return value_of(value, _LARGE_BYTES)
+        except TooLargeError:
+            return await asyncio.to_thread(value_of, value, most_bytes)
+    return value_of(value, most_bytes)
+
+
+async def json_aside(value: Value | Struct) -> Any:
+    """`json_of` and `json_fields` for the event loop, likewise."""
+    if isinstance(value, Struct):
+        value = Value(struct_value=value)
+    if value.ByteSize() > _LARGE_BYTES:
+        return await asyncio.to_thread(json_of, value)
+    return json_of(value)
 
 
 class TooLargeError(NotJsonError):

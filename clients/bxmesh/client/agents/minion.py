@@ -146,6 +146,6 @@ class Minion(Agent[MinionState]):
             await asyncio.sleep(_CLOSEST_SECONDS)
 
     async def _drain(self) -> None:
-        await self._running._stopping.wait()
+        await self._running.stopping.wait()
         self._record.draining = True
         self._record.changed.set()

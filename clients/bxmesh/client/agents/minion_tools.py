@@ -95,6 +95,7 @@ async def _execute(name: str, version: str, context: ToolContext) -> object:
         version=version,
         durable=False,
         on_behalf_of=context.task.on_behalf_of,
+        parent_task_id=context.id,
     )
     return execution.value
 

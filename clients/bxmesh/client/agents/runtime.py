@@ -43,7 +43,8 @@ class Runtime:
         if agent.state_model is not None:
             self._state = OwnState(mesh, agent.agent_id, agent.state_model)
         connection = mesh._connection
-        self._stopping = asyncio.Event()
+        self.stopping = asyncio.Event()
+        """Whether it takes no more."""
         self._facts: dict[str, str] = {}
         registration = agent_pb2.RegisterAgentRequest(
             agent_id=agent.agent_id,
@@ -81,7 +82,7 @@ class Runtime:
 
     def stop(self) -> None:
         """Lets what was begun end, and takes no more; `run` returns then."""
-        self._stopping.set()
+        self.stopping.set()
         self._lease.changed()
 
     async def run(self) -> None:
@@ -104,7 +105,7 @@ class Runtime:
     async def _registered(self) -> bool:
         """Registers the agent, unless it is stopped before a mesh is there."""
         registering = asyncio.create_task(self._lease.register())
-        stopping = asyncio.create_task(self._stopping.wait())
+        stopping = asyncio.create_task(self.stopping.wait())
         try:
             await asyncio.wait((registering, stopping), return_when=asyncio.FIRST_COMPLETED)
             if registering.done():
@@ -116,7 +117,7 @@ class Runtime:
 
     async def _work(self, heart: asyncio.Task[None]) -> None:
         link = asyncio.create_task(self._link.run())
-        stopping = asyncio.create_task(self._stopping.wait())
+        stopping = asyncio.create_task(self.stopping.wait())
         try:
             await asyncio.wait((heart, link, stopping), return_when=asyncio.FIRST_COMPLETED)
             for done in (heart, link):
@@ -140,7 +141,7 @@ class Runtime:
         self.stats.registrations = self._lease.registrations
         status = "busy" if at_work >= agent.concurrency else "active"
         return Heartbeat(
-            status="draining" if self._stopping.is_set() else status,
+            status="draining" if self.stopping.is_set() else status,
             load=min(at_work / agent.concurrency, 1.0),
             active_tasks=at_work,
             metadata=self._metadata(),

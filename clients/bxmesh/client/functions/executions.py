@@ -48,6 +48,8 @@ class ExecuteOptions(TypedDict, total=False):
     """How it is tried again, when it is durable; the server's default."""
     on_behalf_of: str
     """The identity for which it is done, whose permissions it takes too."""
+    parent_task_id: str
+    """The task on whose behalf it is executed: what the function assigns are children of it."""
 
 
 class FunctionFailed(BxmeshError):
@@ -238,4 +240,5 @@ def to_request(
         retry_policy=None if retry is None else retry.to_message(),
         detach=detach,
         on_behalf_of=options.get("on_behalf_of", ""),
+        parent_task_id=options.get("parent_task_id", ""),
     )

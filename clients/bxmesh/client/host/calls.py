@@ -36,7 +36,11 @@ class Calls:
     async def _function(self, reference: str, arguments: Any, work: Work) -> Any:
         name, version = split_reference(reference)
         execution = await self.mesh.functions.execute(
-            name, arguments, version=version, on_behalf_of=work.caller
+            name,
+            arguments,
+            version=version,
+            on_behalf_of=work.caller,
+            parent_task_id=work.parent_task_id,
         )
         return execution.value
 

@@ -684,6 +684,7 @@ class ExecuteFunctionRequest(_message.Message):
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     DETACH_FIELD_NUMBER: _builtins.int
     ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Identifies this mutation: the same id from the same identity returns the first answer. At most 128
     characters, a UUID for example; empty means no such protection.
@@ -699,6 +700,10 @@ class ExecuteFunctionRequest(_message.Message):
     on_behalf_of: _builtins.str
     """The identity for which it is done; empty means the caller. Both must be allowed to: an agent that works for others
     names them, so that it does no more for them than they may themselves.
+    """
+    parent_task_id: _builtins.str
+    """The task on whose behalf it is executed; empty for none. What the function assigns are children of it, so that depth
+    and loops are bounded.
     """
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
@@ -724,10 +729,11 @@ class ExecuteFunctionRequest(_message.Message):
         retry_policy: _retry_policy_pb2.RetryPolicy | None = ...,
         detach: _builtins.bool = ...,
         on_behalf_of: _builtins.str = ...,
+        parent_task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "limits", b"limits", "retry_policy", b"retry_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detach", b"detach", "durable", b"durable", "input", b"input", "limits", b"limits", "name", b"name", "on_behalf_of", b"on_behalf_of", "request_id", b"request_id", "retry_policy", b"retry_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detach", b"detach", "durable", b"durable", "input", b"input", "limits", b"limits", "name", b"name", "on_behalf_of", b"on_behalf_of", "parent_task_id", b"parent_task_id", "request_id", b"request_id", "retry_policy", b"retry_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

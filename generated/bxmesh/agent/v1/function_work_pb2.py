@@ -28,7 +28,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#bxmesh/agent/v1/function_work.proto\x12\x0f\x62xmesh.agent.v1\x1a\x1e\x62xmesh/agent/v1/function.proto\x1a%bxmesh/registry/v1/retry_policy.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x01\n\nOnBehalfOf\x12\x13\n\x0bidentity_id\x18\x01 \x01(\t\x12\x12\n\ncredential\x18\x02 \x01(\t\x12\x13\n\x0bpermissions\x18\x03 \x03(\t\x12\x0c\n\x04\x62orn\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x02\n\x0c\x46unctionWork\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12&\n\x05input\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x06limits\x18\x05 \x01(\x0b\x32\x1f.bxmesh.agent.v1.FunctionLimits\x12\x35\n\x0cretry_policy\x18\x06 \x01(\x0b\x32\x1f.bxmesh.registry.v1.RetryPolicy\x12+\n\x06\x63\x61ller\x18\x07 \x01(\x0b\x32\x1b.bxmesh.agent.v1.OnBehalfOfb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#bxmesh/agent/v1/function_work.proto\x12\x0f\x62xmesh.agent.v1\x1a\x1e\x62xmesh/agent/v1/function.proto\x1a%bxmesh/registry/v1/retry_policy.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x01\n\nOnBehalfOf\x12\x13\n\x0bidentity_id\x18\x01 \x01(\t\x12\x12\n\ncredential\x18\x02 \x01(\t\x12\x13\n\x0bpermissions\x18\x03 \x03(\t\x12\x0c\n\x04\x62orn\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x98\x02\n\x0c\x46unctionWork\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12&\n\x05input\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x06limits\x18\x05 \x01(\x0b\x32\x1f.bxmesh.agent.v1.FunctionLimits\x12\x35\n\x0cretry_policy\x18\x06 \x01(\x0b\x32\x1f.bxmesh.registry.v1.RetryPolicy\x12+\n\x06\x63\x61ller\x18\x07 \x01(\x0b\x32\x1b.bxmesh.agent.v1.OnBehalfOf\x12\x16\n\x0eparent_task_id\x18\x08 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,5 +38,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ONBEHALFOF']._serialized_start=191
   _globals['_ONBEHALFOF']._serialized_end=328
   _globals['_FUNCTIONWORK']._serialized_start=331
-  _globals['_FUNCTIONWORK']._serialized_end=587
+  _globals['_FUNCTIONWORK']._serialized_end=611
 # @@protoc_insertion_point(module_scope)

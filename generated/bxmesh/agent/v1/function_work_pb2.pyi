@@ -77,12 +77,15 @@ class FunctionWork(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     """The execution, which is also the work item."""
     name: _builtins.str
     """The function."""
     version: _builtins.str
     """The digest of its version, so that it is the code that was asked for."""
+    parent_task_id: _builtins.str
+    """The task on whose behalf it is executed; may be empty."""
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
         """The input, which fits."""
@@ -109,10 +112,11 @@ class FunctionWork(_message.Message):
         limits: _function_pb2.FunctionLimits | None = ...,
         retry_policy: _retry_policy_pb2.RetryPolicy | None = ...,
         caller: Global___OnBehalfOf | None = ...,
+        parent_task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "limits", b"limits", "retry_policy", b"retry_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "execution_id", b"execution_id", "input", b"input", "limits", b"limits", "name", b"name", "retry_policy", b"retry_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "execution_id", b"execution_id", "input", b"input", "limits", b"limits", "name", b"name", "parent_task_id", b"parent_task_id", "retry_policy", b"retry_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,7 +23,13 @@ from bxmesh.server.chains.store import ENDED, ChainStore, RunEndedError
 from bxmesh.server.definitions.checks import MOST_DEPTH
 from bxmesh.server.errors import MeshError, deadline_exceeded, internal
 from bxmesh.server.json_schemas import SchemaError, find_misfit
-from bxmesh.server.json_values import NotJsonError, TooLargeError, json_of, value_of
+from bxmesh.server.json_values import (
+    NotJsonError,
+    TooLargeError,
+    json_aside,
+    json_of,
+    value_aside,
+)
 from bxmesh.server.security.on_behalf import Deputy
 from bxmesh.server.streams import WorkContext
 from bxmesh.server.streams.backoff import retry_delay
@@ -192,7 +198,7 @@ class _Run:
                 value = await asyncio.to_thread(self.graph.input_of, name, self.input, self.outputs)
             else:
                 value = self.graph.input_of(name, self.input, self.outputs)
-            self.steps[name].input.CopyFrom(self._kept(value))
+            self.steps[name].input.CopyFrom(await self._kept(value))
         except NotJsonError as error:
             self._fail(name, internal(str(error), reason="INPUT_INVALID"))
             return
@@ -204,11 +210,11 @@ class _Run:
         self._mark(name, pb.RUN_STATE_RUNNING)
         self.due.append(step)
 
-    def _kept(self, value: Any) -> Value:
+    async def _kept(self, value: Any) -> Value:
         """Raises NotJsonError also for what the run has no room for."""
         left = _MOST_BYTES - self.size
         try:
-            kept = value_of(value, left)
+            kept = await value_aside(value, left)
             if (size := kept.ByteSize()) > left:
                 raise TooLargeError("", "is too large")
         except TooLargeError:
@@ -219,7 +225,7 @@ class _Run:
     async def _attempts(self, step: Step) -> tuple[Any, str]:
         record = self.steps[step.step_id]
         timeout = step.message.timeout.ToNanoseconds() / 1e9 or _STEP_SECONDS
-        value = json_of(record.input)
+        value = await json_aside(record.input)
         while True:
             calls = await self.connection.calls(timeout)
             call = StepCall(
@@ -272,9 +278,9 @@ class _Run:
         """Waits until something has ended, and takes it in."""
         done, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            self._settle(self.tasks.pop(task), task)
+            await self._settle(self.tasks.pop(task), task)
 
-    def _settle(self, name: str, task: asyncio.Task[tuple[Any, str]]) -> None:
+    async def _settle(self, name: str, task: asyncio.Task[tuple[Any, str]]) -> None:
         step = self.steps[name]
         error = task.exception()
         if isinstance(error, RunEndedError):
@@ -282,7 +288,7 @@ class _Run:
         if error is None:
             value, step.agent_id = task.result()
             try:
-                step.output.CopyFrom(self._kept(value))
+                step.output.CopyFrom(await self._kept(value))
             except NotJsonError as problem:
                 self._fail(name, internal(str(problem), reason="OUTPUT_INVALID"))
                 return
@@ -344,7 +350,7 @@ class _Run:
             return
         try:
             value = await asyncio.to_thread(self.graph.output_of, self.input, self.outputs)
-            self.run.output.CopyFrom(self._kept(value))
+            self.run.output.CopyFrom(await self._kept(value))
             await asyncio.to_thread(self._check_output, value)
         except (NotJsonError, MeshError) as problem:
             self.run.ClearField("output")

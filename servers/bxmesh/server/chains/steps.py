@@ -15,7 +15,7 @@ from bxmesh.server.agent_calls import AgentCalls, mesh_error, result_of
 from bxmesh.server.chains.graph import Step
 from bxmesh.server.errors import MeshError, deadline_exceeded, invalid_argument
 from bxmesh.server.functions.limits import MOST
-from bxmesh.server.json_values import json_of, value_of
+from bxmesh.server.json_values import json_aside, value_aside
 from bxmesh.server.security.on_behalf import Metadata
 
 __all__ = ["Calls", "StepCall"]
@@ -70,8 +70,10 @@ class Calls:
             name=reference.name,
             version=reference.version,
             on_behalf_of=call.on_behalf_of,
+            parent_task_id=call.parent_task_id,
         )
-        request.input.CopyFrom(value_of(call.input).struct_value)
+        given = await value_aside(call.input)
+        request.input.CopyFrom(given.struct_value)
         limit = min(call.seconds, MOST.timeout)
         request.limits.timeout.FromMilliseconds(max(1, int(limit * 1000)))
         answer = await self._functions.ExecuteFunction(
@@ -80,7 +82,7 @@ class Calls:
         execution = answer.execution
         if execution.state != function_pb2.EXECUTION_STATE_COMPLETED:
             raise MeshError.from_status(execution.error)
-        return json_of(execution.output)
+        return await json_aside(execution.output)
 
     async def _assign(self, call: StepCall) -> tuple[Any, str]:
         message = call.step.message

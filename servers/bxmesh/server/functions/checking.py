@@ -19,7 +19,12 @@ from bxmesh.server.functions.limits import require_allowed, tightest
 from bxmesh.server.functions.places import Places
 from bxmesh.server.functions.source import DEFAULT_IMPORTS, Problem, problems_of
 from bxmesh.server.json_schemas import Misfit, SchemaError, find_misfit, require_usable
-from bxmesh.server.json_values import NotJsonError, TooLargeError, json_fields, json_of, value_of
+from bxmesh.server.json_values import (
+    NotJsonError,
+    TooLargeError,
+    json_aside,
+    value_aside,
+)
 
 __all__ = ["Checks", "checked_input", "checked_output"]
 
@@ -27,7 +32,6 @@ _MOST_PROBLEMS = 10
 _TRIAL_SECONDS = 10.0
 # What is read in lists must fit into a message with room to spare.
 _MOST_BYTES = 2 << 20
-_LARGE_BYTES = 64 << 10
 # The sandbox takes it, and its type checker does not.
 _FUTURE = re.compile(r"^from __future__ import [\w ,]+", re.MULTILINE)
 
@@ -147,9 +151,7 @@ async def checked_input(function: pb.Function, arguments: Struct, field: str) ->
     """Returns arguments as Python has them; raises MeshError INVALID_ARGUMENT (SCHEMA_MISMATCH),
     which names the place below `field`, when they do not fit."""
     size = arguments.ByteSize()
-    # Many small values take a while, in which others are to be served.
-    large = size > _LARGE_BYTES
-    values = await asyncio.to_thread(json_fields, arguments) if large else json_fields(arguments)
+    values: dict[str, Any] = await json_aside(arguments)
     if field and (misfit := await _misfit(function.input_schema, values, size)):
         path, description = misfit
         raise invalid_argument(f"{field}{path}", description[:200], reason="SCHEMA_MISMATCH")
@@ -160,7 +162,7 @@ async def checked_output(function: pb.Function, value: object, most_bytes: int) 
     """Returns what a function returned as a Value; raises MeshError ABORTED (OUTPUT_INVALID) for
     what is no JSON, and what does not fit (OUTPUT_MISMATCH)."""
     try:
-        result = value_of(value, most_bytes)
+        result = await value_aside(value, most_bytes)
     except TooLargeError as error:
         raise over_limit(
             "OUTPUT_LIMIT", f"What it returned, with what it printed, {error.problem}."
@@ -173,7 +175,9 @@ async def checked_output(function: pb.Function, value: object, most_bytes: int) 
             "OUTPUT_LIMIT",
             f"What it returned, with what it printed, is larger than {most_bytes} bytes.",
         )
-    if problem := await _misfit(function.output_schema, json_of(result), result.ByteSize()):
+    if problem := await _misfit(
+        function.output_schema, await json_aside(result), result.ByteSize()
+    ):
         path, description = problem
         raise failed("OUTPUT_MISMATCH", f"output{path}: {description}", path=f"output{path}")
     return result

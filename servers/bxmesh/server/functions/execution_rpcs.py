@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -133,6 +134,7 @@ class ExecutionRpcs:
             limits=request.limits,
             retry_policy=request.retry_policy,
             caller=plan.caller,
+            parent_task_id=request.parent_task_id,
         )
         await self._require_room(execution.owner)
         if request.detach and events is None:
@@ -221,7 +223,7 @@ class ExecutionRpcs:
             new_execution(time_id(), stored, identity.id),
             caller_of(identity),
             durable=request.durable,
-            host=lambda tell, seconds: HostCalls(mesh.deputy, caller_of(identity), seconds, tell),
+            host=partial(HostCalls, mesh.deputy, caller_of(identity), request.parent_task_id),
         )
 
     def _mutation_of(self, request: pb.ExecuteFunctionRequest) -> Mutation:

@@ -44,7 +44,7 @@ class Plan:
     caller: OnBehalfOf
     """For whom."""
     durable: bool
-    host: Callable[[Tell, float], HostCalls]
+    host: Callable[[float, Tell], HostCalls]
     """Makes what the host functions call with, for so many seconds at most."""
 
 
@@ -91,7 +91,7 @@ class Executor:
                 self.history.note(Record(execution, plan.durable))
                 tell(pb.StreamFunctionResponse(started=execution))
                 limits = tightest(function.limits, plan.limits)
-                async with plan.host(tell, limits.timeout) as host:
+                async with plan.host(limits.timeout, tell) as host:
                     outcome = await engine.run(
                         Call(
                             function.code,

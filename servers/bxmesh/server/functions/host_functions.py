@@ -40,10 +40,19 @@ class HostCalls:
     Each raises MeshError with what the mesh refused.
     """
 
-    def __init__(self, deputy: Deputy, caller: OnBehalfOf, seconds: float, tell: Tell) -> None:
-        """Takes for whom they call, for how long at most, and whom to tell of progress."""
+    def __init__(
+        self,
+        deputy: Deputy,
+        caller: OnBehalfOf,
+        parent_task_id: str,
+        seconds: float,
+        tell: Tell,
+    ) -> None:
+        """Takes for whom they call, the task whose children their tasks are, for how long at most, and
+        whom to tell of progress."""
         self._deputy = deputy
         self._caller = caller
+        self._parent_task_id = parent_task_id
         self._seconds = seconds
         self._tell = tell
         self._progress_left = _MOST_PROGRESS
@@ -111,6 +120,7 @@ class HostCalls:
                 parameters,
                 capabilities=[str(capability)],
                 timeout=self._seconds,
+                parent_task_id=self._parent_task_id,
             )
         )
         try:

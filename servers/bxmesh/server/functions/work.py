@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import grpc
 from google.protobuf.message import Message
@@ -157,7 +158,7 @@ class DurableExecutions:
                 execution,
                 work.caller,
                 durable=True,
-                host=lambda tell, seconds: HostCalls(self._deputy, work.caller, seconds, tell),
+                host=partial(HostCalls, self._deputy, work.caller, work.parent_task_id),
             )
             await self._executor.execute(plan, events.put_nowait)
             await events.join()

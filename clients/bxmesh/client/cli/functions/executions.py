@@ -28,6 +28,7 @@ _STATES = ("pending", "running", "completed", "failed", "cancelled", "limit_exce
 @click.option("--version", default="", help="A version, digest or alias; the latest.")
 @click.option("--durable", is_flag=True, help="It survives a restart, and is tried again.")
 @click.option("--attempts", type=click.IntRange(1, 100), help="How often, when it is durable.")
+@click.option("--parent", "parent_task_id", default="", help="The task on whose behalf.")
 @click.option("--detach", is_flag=True, help="Do not wait for its end (durable only).")
 @limiting
 @as_json
@@ -40,6 +41,7 @@ def run(
     version: str,
     durable: bool,
     attempts: int | None,
+    parent_task_id: str,
     detach: bool,
     limits: FunctionLimits | None,
     as_json: bool,
@@ -59,6 +61,7 @@ def run(
         limits=limits,
         durable=durable,
         retry=RetryPolicy(max_attempts=attempts) if attempts else None,
+        parent_task_id=parent_task_id,
     )
     with tracing("functions run"), where.connect() as mesh:
         if detach:
