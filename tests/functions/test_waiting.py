@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from bxmesh.agent.v1 import function_pb2 as pb
 from bxmesh.client import Agent, AsyncMesh, TaskContext, task
 from bxmesh.client.errors import from_status
+from bxmesh.server.functions.container import find_container
 from tests.functions.mesh import CANCELLED, COMPLETED, LIMITED, Caller, World, seconds
 from tests.functions.mesh import world as run_world
 
@@ -123,7 +125,19 @@ class Asked(Agent):
         return float(execution.output.number_value)
 
 
-async def test_functions_that_call_one_another_through_agents(narrow: World) -> None:
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pb.FUNCTION_ENGINE_SANDBOX,
+        pytest.param(
+            pb.FUNCTION_ENGINE_CONTAINER,
+            marks=pytest.mark.skipif(find_container() is None, reason="bubblewrap is not here"),
+        ),
+    ],
+)
+async def test_functions_that_call_one_another_through_agents(
+    narrow: World, engine: pb.FunctionEngine.ValueType
+) -> None:
     admin = narrow.admin
     await admin.create(
         "test.nested",
@@ -131,6 +145,7 @@ async def test_functions_that_call_one_another_through_agents(narrow: World) -> 
         "    if left == 0:\n        return 1\n"
         "    return 1 + await mesh.assign('test.ask', {'left': left - 1})\n",
         is_async=True,
+        engine=engine,
         host_functions=["mesh.assign"],
     )
     key = admin.metadata[0][1].removeprefix("Bearer ")
