@@ -6,7 +6,7 @@ import asyncio
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -228,6 +228,23 @@ async def test_a_server_that_is_lost_is_waited_for(state_dir: Path) -> None:
             await asyncio.to_thread(server.start)
             found = await soon(holding, 60.0)
     assert (found.value, found.outcome.turn, len(found.turns)) == ("A", 3, 3)
+
+
+async def test_a_search_says_when_it_went_by_words_alone(state_dir: Path) -> None:
+    async def found(mesh: AsyncMesh, mode: Literal["text"] | None = None) -> list[bool]:
+        return [one.degraded async for one in mesh.conversations.search("which", mode=mode)]
+
+    away = {
+        # Nobody listens there.
+        "BXMESH_EMBEDDING_URL": "http://127.0.0.1:9/v1",
+        "BXMESH_EMBEDDING_MODEL": "away",
+        "BXMESH_EMBEDDING_DIMENSION": "3",
+    }
+    with start_mesh(state_dir, **away) as server:
+        async with client(server) as mesh, taking_part(mesh, a=says("A")):
+            await soon(mesh.conversations.hold("Which?", participants="agent:a"))
+            assert await found(mesh) == [True]
+            assert await found(mesh, "text") == [False]
 
 
 def test_participants() -> None:

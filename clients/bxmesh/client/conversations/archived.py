@@ -41,9 +41,12 @@ class SearchResult:
     """The words around it."""
     score: float
     """How well it fits; only comparable within one search."""
+    degraded: bool
+    """Whether it was found by words alone where meaning was to count too, as the mesh's embedding model
+    or its vectors are away."""
 
     @classmethod
-    def from_message(cls, message: pb.SearchResult) -> SearchResult:
+    def from_message(cls, message: pb.SearchResult, *, degraded: bool) -> SearchResult:
         """Returns the place that the message names."""
         return cls(
             Conversation.from_message(message.conversation),
@@ -51,6 +54,7 @@ class SearchResult:
             message.participant_id,
             message.snippet,
             message.score,
+            degraded,
         )
 
 

@@ -152,7 +152,7 @@ class AsyncConversations:
         **which: Unpack[ConversationFilter],
     ) -> AsyncIterator[SearchResult]:
         """Yields places where something was said, the best first: by words, by meaning, or by both
-        as far as the mesh can.
+        as far as the mesh can; `degraded` says when only words were looked for.
 
         Raises FailedPrecondition for the mode meaning without an embedding model.
         """
@@ -161,7 +161,7 @@ class AsyncConversations:
         )
         async for response in self._connection.pages(self._stub.SearchConversations, request):
             for message in response.results:
-                yield SearchResult.from_message(message)
+                yield SearchResult.from_message(message, degraded=response.degraded)
 
     async def export(
         self, *, resume_token: str = "", **which: Unpack[ConversationFilter]

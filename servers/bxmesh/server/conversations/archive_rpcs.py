@@ -46,10 +46,10 @@ class ArchiveRpcs:
     ) -> pb.SearchConversationsResponse:
         """Finds what was said."""
         found = await self._mesh.archive.search(request, current_identity())
-        if found.degraded:
-            context.set_trailing_metadata((("bxmesh-degraded", "vectors"),))
         return pb.SearchConversationsResponse(
-            results=found.results, next_page_token=found.next_page_token
+            results=found.results,
+            next_page_token=found.next_page_token,
+            degraded=found.degraded,
         )
 
     async def ExportConversations(

@@ -152,6 +152,8 @@ def search(
             for one in found
         ],
     )
+    if any(one.degraded for one in found):
+        click.echo("By words alone: the mesh's embedding model or its vectors are away.", err=True)
     _say_more(more, limit)
 
 

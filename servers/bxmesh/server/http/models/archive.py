@@ -146,6 +146,9 @@ class SearchPage(Told):
     """The places of this page."""
     next_page_token: str
     """Asks for the next page; empty on the last."""
+    degraded: bool
+    """Whether only words were looked for where meaning was to count too, as the embedding model or the
+    vectors are away."""
 
     @classmethod
     def from_message(cls, message: pb.SearchConversationsResponse) -> SearchPage:
@@ -162,6 +165,7 @@ class SearchPage(Told):
                 for one in message.results
             ],
             next_page_token=message.next_page_token,
+            degraded=message.degraded,
         )
 
 
