@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -53,8 +54,11 @@ async def consensus(
     method = settings.method or ConsensusMethod.CONSENSUS_METHOD_MAJORITY
     breaker = TieBreaker(judge, question, participants)
     read = _reader(method, settings, judge)
-    now, silent = seat(answers, participants, read)
-    before = [seat(turn, participants, read)[0] for turn in earlier[-_MOST_TURNS:]]
+    # Large answers take a while to read, in which others are to be served.
+    (now, silent), *seated = await asyncio.to_thread(
+        lambda: [seat(turn, participants, read) for turn in (answers, *earlier[-_MOST_TURNS:])]
+    )
+    before = [voices for voices, _ in seated]
     table, unit = Table(now, before, max(0, len(earlier) - _MOST_TURNS)), ""
     if method == ConsensusMethod.CONSENSUS_METHOD_NUMERIC:
         table, unit, others = in_one_unit(table)
