@@ -95,7 +95,7 @@ class ModelStats:
     answers: int
     """Answers it gave."""
     errors: int
-    """Answers it failed to give."""
+    """Answers it failed to give, of those for which it was asked by its name."""
     average_duration: float
     """Mean time of an answer, in seconds."""
     tokens: int
@@ -115,20 +115,26 @@ class ConversationStats:
 
     total_conversations: int
     """Conversations that are kept."""
+    today_conversations: int
+    """Of these, those begun since midnight UTC."""
     recent_conversations: int
     """Of these, those begun in the period."""
     running_conversations: int
     """Under way now."""
     average_duration: float
-    """From begin to end in seconds, in the period."""
+    """Mean time from begin to end in seconds, of those that ended in the period."""
     success_rate: float
     """Of those that ended in the period, the part with a consensus, 0 to 1; 0 without any."""
     answers: int
     """Answers in the period."""
     errors: int
     """Answers that failed in the period."""
+    error_rate: float
+    """Of both together the part that failed, 0 to 1; 0 without any."""
     models: Mapping[str, ModelStats]
     """By language model."""
+    average_latency: float
+    """Mean time of an answer, in seconds."""
     latency_p50: float
     """Time of an answer in seconds, the median."""
     latency_p95: float
@@ -143,16 +149,19 @@ class ConversationStats:
         """Returns the figures that the message holds."""
         return cls(
             total_conversations=message.total_conversations,
+            today_conversations=message.today_conversations,
             recent_conversations=message.recent_conversations,
             running_conversations=message.running_conversations,
             average_duration=_seconds(message.average_duration),
             success_rate=message.success_rate,
             answers=message.answers,
             errors=message.errors,
+            error_rate=message.error_rate,
             models={
                 name: ModelStats.from_message(message.models[name])
                 for name in sorted(message.models)
             },
+            average_latency=_seconds(message.average_latency),
             latency_p50=_seconds(message.latency_p50),
             latency_p95=_seconds(message.latency_p95),
             latency_p99=_seconds(message.latency_p99),

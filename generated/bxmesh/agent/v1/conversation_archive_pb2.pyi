@@ -554,7 +554,7 @@ class ModelStats(_message.Message):
     answers: _builtins.int
     """Answers it gave."""
     errors: _builtins.int
-    """Answers it failed to give."""
+    """Answers it failed to give, of those for which it was asked by its name."""
     tokens: _builtins.int
     """Tokens, both ways together."""
     @_builtins.property
@@ -616,6 +616,9 @@ class GetConversationStatsResponse(_message.Message):
     LATENCY_P95_FIELD_NUMBER: _builtins.int
     LATENCY_P99_FIELD_NUMBER: _builtins.int
     OPEN_CIRCUITS_FIELD_NUMBER: _builtins.int
+    TODAY_CONVERSATIONS_FIELD_NUMBER: _builtins.int
+    AVERAGE_LATENCY_FIELD_NUMBER: _builtins.int
+    ERROR_RATE_FIELD_NUMBER: _builtins.int
     total_conversations: _builtins.int
     """Conversations that are kept."""
     recent_conversations: _builtins.int
@@ -628,9 +631,13 @@ class GetConversationStatsResponse(_message.Message):
     """Answers in the period."""
     errors: _builtins.int
     """Answers that failed in the period."""
+    today_conversations: _builtins.int
+    """Of the conversations that are kept, those begun since midnight UTC."""
+    error_rate: _builtins.float
+    """Of all that were asked for an answer in the period, the part that failed, 0 to 1; 0 without any."""
     @_builtins.property
     def average_duration(self) -> _duration_pb2.Duration:
-        """From begin to end, in the period."""
+        """Mean time from begin to end, of those that ended in the period; pauses before they were continued are in it."""
 
     @_builtins.property
     def models(self) -> _containers.MessageMap[_builtins.str, Global___ModelStats]:
@@ -650,7 +657,11 @@ class GetConversationStatsResponse(_message.Message):
 
     @_builtins.property
     def open_circuits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Circuits that are open now, by target."""
+        """Circuits that are open now, by target. Only for operators."""
+
+    @_builtins.property
+    def average_latency(self) -> _duration_pb2.Duration:
+        """Mean time of an answer."""
 
     def __init__(
         self,
@@ -667,10 +678,13 @@ class GetConversationStatsResponse(_message.Message):
         latency_p95: _duration_pb2.Duration | None = ...,
         latency_p99: _duration_pb2.Duration | None = ...,
         open_circuits: _abc.Iterable[_builtins.str] | None = ...,
+        today_conversations: _builtins.int = ...,
+        average_latency: _duration_pb2.Duration | None = ...,
+        error_rate: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["average_duration", b"average_duration", "latency_p50", b"latency_p50", "latency_p95", b"latency_p95", "latency_p99", b"latency_p99"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["average_duration", b"average_duration", "average_latency", b"average_latency", "latency_p50", b"latency_p50", "latency_p95", b"latency_p95", "latency_p99", b"latency_p99"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "average_duration", b"average_duration", "errors", b"errors", "latency_p50", b"latency_p50", "latency_p95", b"latency_p95", "latency_p99", b"latency_p99", "models", b"models", "open_circuits", b"open_circuits", "recent_conversations", b"recent_conversations", "running_conversations", b"running_conversations", "success_rate", b"success_rate", "total_conversations", b"total_conversations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "average_duration", b"average_duration", "average_latency", b"average_latency", "error_rate", b"error_rate", "errors", b"errors", "latency_p50", b"latency_p50", "latency_p95", b"latency_p95", "latency_p99", b"latency_p99", "models", b"models", "open_circuits", b"open_circuits", "recent_conversations", b"recent_conversations", "running_conversations", b"running_conversations", "success_rate", b"success_rate", "today_conversations", b"today_conversations", "total_conversations", b"total_conversations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

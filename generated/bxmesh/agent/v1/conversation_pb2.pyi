@@ -387,7 +387,7 @@ class Turn(_message.Message):
     confidence: _builtins.float
     """How sure the participant is, 0 to 1; not set when it did not say."""
     model: _builtins.str
-    """The language model that answered; empty for none."""
+    """The language model that answered, or that was asked by its name and failed; empty for none."""
     input_tokens: _builtins.int
     """Tokens read."""
     output_tokens: _builtins.int

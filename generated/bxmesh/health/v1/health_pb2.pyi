@@ -86,7 +86,9 @@ class ComponentHealth(_message.Message):
     REMEDY_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Which: "redis", "database", "geometry_workers", "hosts", "disk", "memory" and whatever else the server has."""
+    """Which: "database", "disk", "embedding_model", "geometry_workers", "hosts", "memory", "model_providers", "redis",
+    "vector_store"; those that the server has.
+    """
     state: Global___HealthState.ValueType
     """How good it is."""
     message: _builtins.str

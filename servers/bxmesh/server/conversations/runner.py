@@ -232,6 +232,8 @@ class _Round:
         except MeshError as error:
             said = pb.Turn(turn=turn, participant_id=name, start_time=said.start_time)
             said.error.CopyFrom(error.to_status())
+            # As it was asked: nothing answered that would name itself.
+            said.model = participant.model.model
         said.end_time.GetCurrentTime()
         events = [pb.ConversationEvent(answered=said)]
         if said.HasField("error"):

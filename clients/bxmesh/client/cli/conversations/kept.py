@@ -260,12 +260,14 @@ def stats(where: Where, days: float, as_json: bool) -> None:
     facts(
         [
             ("conversations", f"{figures.total_conversations}"),
+            ("today (UTC)", f"{figures.today_conversations}"),
             ("recent", f"{figures.recent_conversations}"),
             ("running", f"{figures.running_conversations}"),
             ("on average", age(figures.average_duration)),
             ("agreed", f"{figures.success_rate:.0%}"),
             ("answers", f"{figures.answers}"),
-            ("failed", f"{figures.errors}"),
+            ("failed", f"{figures.errors} ({figures.error_rate:.0%})"),
+            ("mean answer", age(figures.average_latency)),
             ("half within", age(figures.latency_p50)),
             ("95% within", age(figures.latency_p95)),
             ("99% within", age(figures.latency_p99)),

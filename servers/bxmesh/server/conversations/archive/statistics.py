@@ -27,20 +27,26 @@ _MOST_MODELS = 100
 
 
 async def statistics(
-    database: Database, identity: Identity | None, period: float = _DAY
+    database: Database,
+    identity: Identity | None,
+    period: float = 0.0,
+    now: float | None = None,
 ) -> archive_pb.GetConversationStatsResponse:
-    """Returns the figures of what an identity sees, over a period in seconds; open circuits are not
-    ours to tell. Raises MeshError UNAVAILABLE without the database."""
-    since = int((time.time() - (period or _DAY)) * 1e6)
-    return await database.read(lambda connection: _figures(connection, identity, since))
+    """Returns the figures of what an identity sees, over a period in seconds, 0 for a day, that ends
+    now: in seconds since 1970, or None for the clock's. Open circuits are not ours to tell. Raises
+    MeshError UNAVAILABLE without the database."""
+    until = int((time.time() if now is None else now) * 1e6)
+    since = until - int((period or _DAY) * 1e6)
+    midnight = until - until % int(_DAY * 1e6)
+    return await database.read(lambda connection: _figures(connection, identity, since, midnight))
 
 
 def _figures(
-    connection: Connection, identity: Identity | None, since: int
+    connection: Connection, identity: Identity | None, since: int, midnight: int
 ) -> archive_pb.GetConversationStatsResponse:
     answer = archive_pb.GetConversationStatsResponse()
     seen = visible(identity)
-    _count_conversations(connection, seen, since, answer)
+    _count_conversations(connection, seen, since, midnight, answer)
     answered = (
         select(_M.model, _M.failed, _M.duration, _M.tokens, _M.end_time)
         .join(CONVERSATIONS, _C.conversation_id == _M.conversation_id)
@@ -69,10 +75,13 @@ def _figures(
             figures = answer.models[model]
             figures.answers, figures.errors, figures.tokens = answers, errors, tokens
             _set(figures.average_duration, duration)
+    if asked := answer.answers + answer.errors:
+        answer.error_rate = answer.errors / asked
     durations = connection.scalars(
         select(a.duration).where(timed).order_by(a.end_time.desc()).limit(_MOST_TIMED)
     ).all()
     if durations:
+        _set(answer.average_latency, connection.scalar(select(func.avg(a.duration)).where(timed)))
         quantiles = np.quantile(np.array(durations, np.float64), (0.5, 0.95, 0.99))
         for field, quantile in zip(
             (answer.latency_p50, answer.latency_p95, answer.latency_p99), quantiles, strict=True
@@ -85,6 +94,7 @@ def _count_conversations(
     connection: Connection,
     seen: Any,
     since: int,
+    midnight: int,
     answer: archive_pb.GetConversationStatsResponse,
 ) -> None:
     def count(*conditions: Any) -> int:
@@ -97,15 +107,20 @@ def _count_conversations(
 
     answer.total_conversations = count()
     answer.recent_conversations = count(_C.create_time >= since)
+    answer.today_conversations = count(_C.create_time >= midnight)
     answer.running_conversations = count(
         _C.state.in_([pb.CONVERSATION_STATE_PENDING, pb.CONVERSATION_STATE_RUNNING])
     )
-    ended = [_C.state.in_(ENDED), _C.end_time >= since]
-    total = count(*ended)
-    if total:
-        reached = count(*ended, _C.state == pb.CONVERSATION_STATE_COMPLETED)
-        answer.success_rate = reached / total
-        mean = connection.scalar(select(func.avg(_C.end_time - _C.create_time)).where(seen, *ended))
+    # In one, as others go on meanwhile and a part is never more than all.
+    ended, reached, mean = connection.execute(
+        select(
+            func.count(),
+            func.sum(case((_C.state == pb.CONVERSATION_STATE_COMPLETED, 1), else_=0)),
+            func.avg(_C.end_time - _C.create_time),
+        ).where(seen, _C.state.in_(ENDED), _C.end_time >= since)
+    ).one()
+    if ended:
+        answer.success_rate = int(reached) / ended
         _set(answer.average_duration, mean)
 
 

@@ -198,20 +198,26 @@ class Statistics(Told):
 
     total_conversations: int
     """Conversations that are kept."""
+    today_conversations: int
+    """Of these, those begun since midnight UTC."""
     recent_conversations: int
     """Of these, those begun in the period."""
     running_conversations: int
     """Under way now."""
     average_seconds: float
-    """From begin to end, in the period."""
+    """Mean time from begin to end, of those that ended in the period."""
     success_rate: float
-    """Of those that ended in the period, the part with a consensus, 0 to 1."""
+    """Of those that ended in the period, the part with a consensus, 0 to 1; 0 without any."""
     answers: int
     """Answers in the period."""
     errors: int
     """Answers that failed in the period."""
+    error_rate: float
+    """Of both together the part that failed, 0 to 1; 0 without any."""
     models: dict[str, ModelStatistics]
     """By language model."""
+    average_latency: float
+    """Mean time of an answer, in seconds."""
     latency_p50: float
     """Time of an answer in seconds, the median."""
     latency_p95: float
@@ -219,19 +225,21 @@ class Statistics(Told):
     latency_p99: float
     """The same, 99th percentile."""
     open_circuits: list[str]
-    """Circuits that are open now, by target."""
+    """Circuits that are open now, by target; for operators."""
 
     @classmethod
     def from_message(cls, message: pb.GetConversationStatsResponse) -> Statistics:
         """Returns what a message holds."""
         return cls(
             total_conversations=message.total_conversations,
+            today_conversations=message.today_conversations,
             recent_conversations=message.recent_conversations,
             running_conversations=message.running_conversations,
             average_seconds=seconds(message.average_duration),
             success_rate=message.success_rate,
             answers=message.answers,
             errors=message.errors,
+            error_rate=message.error_rate,
             models={
                 name: ModelStatistics(
                     answers=one.answers,
@@ -241,6 +249,7 @@ class Statistics(Told):
                 )
                 for name, one in message.models.items()
             },
+            average_latency=seconds(message.average_latency),
             latency_p50=seconds(message.latency_p50),
             latency_p95=seconds(message.latency_p95),
             latency_p99=seconds(message.latency_p99),
