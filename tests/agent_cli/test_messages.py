@@ -136,10 +136,11 @@ async def test_dead_letters(bxmesh: Run, helper: Helper, mesh: AsyncMesh) -> Non
     for number in range(3):
         await mesh.send(helper.agent_id, "poison", number)
 
-    async def all_dead() -> bool:
-        return len(await dead()) == 3
+        async def all_dead(count: int = number + 1) -> bool:
+            return len(await dead()) == count
 
-    await until(all_dead)
+        # One after another, so that it is known which is the newest.
+        await until(all_dead)
     ids = await dead()
     mine = ("--agent", helper.agent_id)
     table = (await bxmesh("dead-letters", "list", *mine)).stdout
