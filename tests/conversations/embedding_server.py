@@ -36,6 +36,7 @@ class EmbeddingServer(ThreadingHTTPServer):
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.was_asked = threading.Event()
+        self.looked_at = 0
 
     @property
     def url(self) -> str:
@@ -45,6 +46,15 @@ class EmbeddingServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: EmbeddingServer
     protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Which models it has; no work, which costs."""
+        server = self.server
+        server.looked_at += 1
+        server.may_answer.wait(30)
+        assert self.path == "/v1/models"
+        server.keys.append(self.headers.get("Authorization", ""))
+        self._answer(server.status, b'{"data": [{"id": "small"}]}')
 
     def do_POST(self) -> None:
         server = self.server
@@ -63,7 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
             for index, text in enumerate(asked["input"])
         ]
         # Nothing says that they come in order.
-        body = server.body or json.dumps({"data": rows[::-1]}).encode()
+        self._answer(status, server.body or json.dumps({"data": rows[::-1]}).encode())
+
+    def _answer(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

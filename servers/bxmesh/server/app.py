@@ -32,7 +32,7 @@ from bxmesh.server.activity import OFF, Activity, recording
 from bxmesh.server.agent.service import agent_service
 from bxmesh.server.bundles import BundleStore
 from bxmesh.server.chains.service import chain_queue_options, chain_service
-from bxmesh.server.conversations.archive import MeaningOptions, open_archive
+from bxmesh.server.conversations.archive import Archive, MeaningOptions, open_archive
 from bxmesh.server.conversations.events import EventLog
 from bxmesh.server.conversations.service import conversation_service
 from bxmesh.server.conversations.work import conversation_queue_options
@@ -106,6 +106,7 @@ class MeshServer:
         self.workers = WorkerPool(settings, redis_url, self._bury_worker)
         self.activity: Activity = OFF
         self.database: Database | None = None
+        self.archive: Archive | None = None
         self._agents = LiveAgents(redis)
         # Several servers may share a directory.
         self.inside = f"unix:{settings.run_dir}/inside-{os.getpid()}-{secrets.token_hex(4)}.sock"
@@ -181,7 +182,9 @@ async def _start_services(server: MeshServer, stack: contextlib.AsyncExitStack) 
     interceptors = secured.interceptors(server.activity)
     grpc_server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
     names, drains = await _add_services(server, grpc_server, secured, stack)
-    report = HealthReport(checks_of(settings, redis, server.database, server.queue))
+    report = HealthReport(
+        checks_of(settings, redis, server.database, server.queue, server.archive, secured.circuits)
+    )
     stack.push_async_callback(report.close)
     names.append(offer(grpc_server, health_service_pb2, HealthReportService(report)))
     health = Health(settings, redis, names, server.database)
@@ -300,6 +303,7 @@ async def _add_services(
         archive = await stack.enter_async_context(
             open_archive(database, _meaning(settings), log.forget)
         )
+        server.archive = archive
         conversations = await stack.enter_async_context(
             conversation_service(
                 settings,

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import select
 
 from bxmesh.registry.v1.agent_pb2 import AGENT_STATUS_ACTIVE, Agent
+from bxmesh.server.conversations.archive import Archive
 from bxmesh.server.database import Database
 from bxmesh.server.database.tables import DEFINITIONS
 from bxmesh.server.definitions.store import RUNNING
@@ -22,8 +23,11 @@ from bxmesh.server.doctor.redis import judge_memory_and_durability, judge_server
 from bxmesh.server.doctor.storage import check_disk
 from bxmesh.server.errors import unavailable
 from bxmesh.server.geometry.agent.capabilities import CAPABILITIES
+from bxmesh.server.health_report.meaning import meaning_checks
+from bxmesh.server.health_report.models import model_providers
 from bxmesh.server.health_report.report import Check, Examined
 from bxmesh.server.live_agents import LiveAgents
+from bxmesh.server.security.circuit_breakers import ALL_CLOSED, CircuitBreakers
 from bxmesh.server.settings import Settings
 from bxmesh.server.streams import CONNECTION_ERRORS, WorkQueue
 from bxmesh.server.streams.connection import redis_errors
@@ -37,7 +41,12 @@ _FIGURES = ("used_memory", "maxmemory", "connected_clients", "uptime_in_seconds"
 
 
 def checks_of(
-    settings: Settings, redis: Redis, database: Database | None, queue: WorkQueue
+    settings: Settings,
+    redis: Redis,
+    database: Database | None,
+    queue: WorkQueue,
+    archive: Archive | None = None,
+    circuits: CircuitBreakers = ALL_CLOSED,
 ) -> dict[str, Check]:
     """Returns the checks of what a server with these settings works with, by component."""
     expected = settings.workers if "workers" in settings.services else 0
@@ -50,6 +59,9 @@ def checks_of(
     if database is not None:
         checks["database"] = _database(database)
         checks["hosts"] = _hosts(redis, database)
+        checks["model_providers"] = model_providers(redis, database, circuits)
+    if archive is not None:
+        checks |= meaning_checks(settings, archive)
     return checks
 
 

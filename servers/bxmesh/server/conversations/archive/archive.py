@@ -12,11 +12,12 @@ from pathlib import Path
 from bxmesh.agent.v1 import conversation_archive_pb2 as archive_pb
 from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.server.conversations.archive.embedding import Embedder, EmbeddingError
+from bxmesh.server.conversations.archive.embedding.watched import WatchedEmbedder
 from bxmesh.server.conversations.archive.indexing import Indexer
 from bxmesh.server.conversations.archive.search import Found, Meaning, Search
 from bxmesh.server.conversations.archive.statistics import statistics
 from bxmesh.server.conversations.archive.store import ConversationStore
-from bxmesh.server.conversations.archive.vectors import open_vectors
+from bxmesh.server.conversations.archive.vectors import Vectors, open_vectors
 from bxmesh.server.database import Database
 from bxmesh.server.keeper import Keeper
 from bxmesh.server.security.identities import Identity
@@ -76,9 +77,14 @@ class Archive:
         return await self._store.get(conversation_id, identity)
 
     @property
-    def meaning(self) -> Embedder | None:
+    def meaning(self) -> WatchedEmbedder | None:
         """What tells texts that mean the same; None without a model."""
         return self._search.meaning.embedder if self._search.meaning else None
+
+    @property
+    def vectors(self) -> Vectors | None:
+        """What is found by meaning; None without a model."""
+        return self._search.meaning.vectors if self._search.meaning else None
 
     async def count_open(self, owner: str) -> int:
         """Returns how many conversations of an owner have not ended."""
@@ -176,7 +182,7 @@ async def _open_meaning(
     try:
         if importlib.util.find_spec("qdrant_client") is None:
             raise EmbeddingError("qdrant-client is not installed: pip install 'bxmesh[qdrant]'")
-        embedder = _embedder(options)
+        embedder = WatchedEmbedder(_embedder(options))
     except EmbeddingError as error:
         _log.info("conversations are found by words only: %s", error)
         return None

@@ -14,7 +14,8 @@ from sqlalchemy import select
 from bxmesh.agent.v1 import conversation_archive_pb2 as archive_pb
 from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.server.conversations.archive.conditions import picked, visible
-from bxmesh.server.conversations.archive.embedding import Embedder, EmbeddingError
+from bxmesh.server.conversations.archive.embedding import EmbeddingError
+from bxmesh.server.conversations.archive.embedding.watched import WatchedEmbedder
 from bxmesh.server.conversations.archive.indexing import start_of
 from bxmesh.server.conversations.archive.pieces import Hit, VectorsAwayError
 from bxmesh.server.conversations.archive.seeing import seen_under
@@ -53,7 +54,7 @@ _WORDS, _NEAR, _BOTH = "w", "m", "b"
 class Meaning(NamedTuple):
     """What finds by meaning."""
 
-    embedder: Embedder
+    embedder: WatchedEmbedder
     vectors: Vectors
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, TypeVar
 from uuid import NAMESPACE_OID, uuid5
 
@@ -20,6 +21,7 @@ from bxmesh.server.conversations.archive.pieces import (
     Piece,
     VectorsAwayError,
 )
+from bxmesh.server.conversations.archive.uses import Uses
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -29,6 +31,8 @@ __all__ = ["Vectors", "open_vectors"]
 
 _SECONDS = 5
 _THREADS = 4
+# A full disk takes names, but no bytes.
+_PROBE_BYTES = 4096
 _SEES = "sees"
 _CONVERSATION = "conversation"
 
@@ -39,16 +43,24 @@ class Vectors:
     """One collection, of the vectors of one model. Methods raise VectorsAwayError."""
 
     def __init__(
-        self, connect: Callable[[], QdrantClient], name: str, dimension: int, *, local: bool
+        self,
+        connect: Callable[[], QdrantClient],
+        name: str,
+        dimension: int,
+        folder: Path | None,
     ) -> None:
+        """Takes the folder where it is one."""
         self.name = f"conversations-{hashlib.sha256(name.encode()).hexdigest()[:16]}-{dimension}"
         """The collection, which no other model shares."""
         self._dimension = dimension
         self._connect = connect
         self._client: QdrantClient | None = None
-        self._local = local
+        self._folder = folder
+        self._local = folder is not None
+        self.uses = Uses()
+        """How it goes."""
         # Local mode is not made for several threads.
-        self._threads = ThreadPoolExecutor(1 if local else _THREADS, "vectors")
+        self._threads = ThreadPoolExecutor(1 if self._local else _THREADS, "vectors")
 
     async def connect(self) -> None:
         """Connects now, instead of when it is first asked, which takes a few seconds."""
@@ -118,6 +130,22 @@ class Vectors:
         """Returns how many vectors there are."""
         return await self._do(lambda client: client.count(self.name).count)
 
+    @property
+    def connected(self) -> bool:
+        """Whether it has connected."""
+        return self._client is not None
+
+    async def look(self) -> int:
+        """Returns how many vectors there are, where more can be written. It is no use of them."""
+
+        def look(client: QdrantClient) -> int:
+            if self._folder is not None:
+                with TemporaryFile(dir=self._folder) as file:
+                    file.write(bytes(_PROBE_BYTES))
+            return client.count(self.name).count
+
+        return await self._call(look)
+
     def _drop(self, client: QdrantClient, ids: Iterable[str]) -> None:
         from qdrant_client.models import PointIdsList
 
@@ -125,6 +153,10 @@ class Vectors:
             client.delete(self.name, points_selector=PointIdsList(points=[*gone]), wait=True)
 
     async def _do(self, work: Callable[[QdrantClient], T]) -> T:
+        with self.uses.one():
+            return await self._call(work)
+
+    async def _call(self, work: Callable[[QdrantClient], T]) -> T:
         def do() -> T:
             try:
                 return work(self._ready())
@@ -189,7 +221,7 @@ async def open_vectors(
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return QdrantClient(path=str(folder))
 
-    vectors = Vectors(connect, name, dimension, local=not url)
+    vectors = Vectors(connect, name, dimension, None if url else folder)
     try:
         yield vectors
     finally:

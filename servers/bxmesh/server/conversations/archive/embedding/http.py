@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,9 @@ _TEXTS_AT_ONCE = 64
 _BYTES_PER_NUMBER = 40
 # What an answer has besides numbers.
 _SPARE_BYTES = 1 << 20
+_LOOK_SECONDS = 1.5
+# The key is refused, or who answers cannot reach the model. Others do not have this question.
+_AWAY = (401, 403, 500, 502, 503, 504)
 
 
 class HttpEmbedder:
@@ -29,6 +33,7 @@ class HttpEmbedder:
         self.name = model
         self.dimension = dimension
         self._url = f"{url.rstrip('/')}/embeddings"
+        self._models_url = f"{url.rstrip('/')}/models"
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(headers=headers, timeout=_SECONDS)
 
@@ -39,6 +44,24 @@ class HttpEmbedder:
         for first in range(0, len(texts), _TEXTS_AT_ONCE):
             vectors.append(await self._some(texts[first : first + _TEXTS_AT_ONCE]))
         return np.concatenate(vectors)
+
+    async def look(self) -> None:
+        """Asks the server which models it has: servers that do not tell say so at once, and none takes
+        money for it. Raises EmbeddingError when it is away or refuses the key."""
+        try:
+            async with (
+                asyncio.timeout(_LOOK_SECONDS),
+                self._client.stream("GET", self._models_url) as response,
+            ):
+                status = response.status_code
+        except TimeoutError as error:
+            raise EmbeddingError(
+                f"The embedding server does not answer within {_LOOK_SECONDS:g} s"
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise EmbeddingError(f"The embedding server is away: {type(error).__name__}") from error
+        if status in _AWAY:
+            raise EmbeddingError(f"The embedding server answers {status}")
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -56,6 +56,9 @@ class PackagedEmbedder:
             vectors.append(await loop.run_in_executor(self._threads, self._embed, some))
         return np.concatenate(vectors)
 
+    async def look(self) -> None:
+        """Does nothing: it is in this process, and whether it can be loaded its first use tells."""
+
     async def close(self) -> None:
         """Waits for what is under way."""
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)

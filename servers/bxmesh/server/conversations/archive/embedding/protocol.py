@@ -34,5 +34,8 @@ class Embedder(Protocol):
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Returns the vectors [n, dimension] of n texts. Raises EmbeddingError."""
 
+    async def look(self) -> None:
+        """Looks whether the model is there, at no cost and within seconds. Raises EmbeddingError."""
+
     async def close(self) -> None:
         """Lets go of what it holds."""
