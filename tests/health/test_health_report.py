@@ -43,7 +43,15 @@ HEALTHY, DEGRADED, UNHEALTHY, UNKNOWN = (
 def one_worker() -> Iterator[EmbeddedMesh]:
     with start_mesh(1) as mesh:
         wait_until_it_serves(mesh)
+        asyncio.run(wait_until_all_is_open(mesh))
         yield mesh
+
+
+async def wait_until_all_is_open(mesh: EmbeddedMesh) -> None:
+    """Waits until it is known how all components are: vectors are opened when they are first looked at."""
+    async with asyncio.timeout(60):
+        while (await health(mesh, admin_key(mesh))).summary.unknown:
+            pass
 
 
 async def health(mesh: EmbeddedMesh, key: str) -> pb.GetHealthResponse:
@@ -62,7 +70,17 @@ async def test_an_operator_is_told_all(one_worker: EmbeddedMesh) -> None:
     answer = await health(one_worker, admin_key(one_worker))
     by_name = {component.name: component for component in answer.components}
     assert list(by_name) == sorted(by_name)
-    assert by_name.keys() >= {"database", "disk", "geometry_workers", "hosts", "memory", "redis"}
+    assert by_name.keys() == {
+        "database",
+        "disk",
+        "embedding_model",
+        "geometry_workers",
+        "hosts",
+        "memory",
+        "model_providers",
+        "redis",
+        "vector_store",
+    }
     for component in answer.components:
         assert component.state == HEALTHY, component
         assert component.response_time.ToMicroseconds() > 0
@@ -128,8 +146,9 @@ async def test_without_redis_and_workers(short_dir: Path) -> None:
         found = {component.name: component for component in after.components}
         assert found["redis"].state == UNHEALTHY
         # Who needs Redis to be found cannot be said to be away.
-        assert found["geometry_workers"].state == found["hosts"].state == UNKNOWN
-        assert after.summary.unknown == 2
+        for name in ("geometry_workers", "hosts", "model_providers"):
+            assert found[name].state == UNKNOWN
+        assert after.summary.unknown == 3
         assert str(short_dir) not in str(after.components[-1])
         await report.close()
     await redis.aclose()
