@@ -41,6 +41,10 @@ END_SECONDS = 60.0
 DOUBLE = "def main(n):\n    return n * 2\n"
 SLOW = "import time\ndef main(n, seconds):\n    time.sleep(seconds)\n    return n * 2\n"
 SPIN = "def main():\n    while True:\n        pass\n"
+COUNT = (
+    "import time\ndef main(n, until):\n    while time.time() < until:\n"
+    "        for i in range(100_000):\n            pass\n    return n\n"
+)
 FAIL = "def main():\n    raise ValueError('always')\n"
 # Fails until a time, so that it is known how often.
 LATE = (
@@ -441,23 +445,30 @@ async def test_they_survive_a_restart(redis: Redis, shared_valkey: str, short_di
 
 
 async def test_a_killed_sandbox_loses_no_durable_execution(admin: Caller) -> None:
-    await add(
-        admin, "test.slow", "def main(n):\n    for i in range(n):\n        pass\n    return n\n"
-    )
-    count = 20_000_000
+    await add(admin, "test.slow", COUNT)
+    # Long enough to be killed on the way, however fast the machine is.
+    end = time.time() + 4.0
     running = [
         asyncio.create_task(
-            admin.execute("test.slow", {"n": count + index}, durable=True, retry_policy=retries(20))
+            admin.execute(
+                "test.slow", {"n": index, "until": end}, durable=True, retry_policy=retries(20)
+            )
         )
         for index in range(4)
     ]
-    for _ in range(2):
-        await asyncio.sleep(0.5)
+
+    async def tried_again() -> bool:
         for pid in sandboxes():
             os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.3)
+        request = pb.ListExecutionsRequest(function_name="test.slow")
+        page = await admin.stub.ListExecutions(request, metadata=admin.metadata)
+        return any(execution.attempts > 1 for execution in page.executions)
+
+    await until(tried_again)
     executions = await asyncio.gather(*running)
     for index, execution in enumerate(executions):
-        assert (execution.state, execution.output.number_value) == (COMPLETED, count + index)
+        assert (execution.state, execution.output.number_value) == (COMPLETED, index)
     assert max(execution.attempts for execution in executions) > 1
     assert not await dead_letters(admin)
 

@@ -266,15 +266,16 @@ async def test_stopping_gives_back_what_was_begun(mesh: AsyncMesh, slow: Slow) -
 
 
 async def test_hosts_share_replicas_and_take_over(mesh: AsyncMesh, add: str) -> None:
-    unique = await active(
-        mesh, "shared", rules=[Rule("add", Tool(function=add), "added")], replicas=3
-    )
+    rules = [Rule("add", Tool(function=add), "added")]
+    unique = name("shared")
+    await mesh.definitions.create(unique, rules=rules, replicas=3)
     names = [unique, f"{unique}-2", f"{unique}-3"]
-    async with host(mesh, unique) as second:
-        async with host(mesh, unique) as first:
-            for each in names:
+    own = [await active(mesh, "own", rules=rules) for _ in range(2)]
+    async with host(mesh, unique, own[0]) as second:
+        async with host(mesh, unique, own[1]) as first:
+            for each in own:
                 await live(mesh, each)
-            await asyncio.sleep(0.5)
+            await mesh.definitions.activate(unique)
             agents = [await live(mesh, each) for each in names]
             assert {agent.metadata["host"] for agent in agents} == {first.name, second.name}
         for each in names:

@@ -19,6 +19,7 @@ from bxmesh.server.live_agents import AgentChange, LiveAgents
 from bxmesh.server.registry.watch import Watch
 from bxmesh.server.streams import connect
 from tests.conftest import start_valkey
+from tests.processes import until
 from tests.registry.mesh import ALICE, Mesh, refused, registration, registry
 
 JOINED = discovery.AGENT_EVENT_KIND_JOINED
@@ -225,10 +226,16 @@ async def test_watch_of_nobody_who_reads_ends(redis: Redis) -> None:
     for number in range(300):
         await agents.register(agent(f"a{number}", metadata={"k": "v" * 1000}), 60)
     async with registry(redis, slow_consumer_seconds=0.2) as mesh:
-        call = mesh.stub.WatchAgents(discovery.WatchAgentsRequest(after_revision=1), metadata=ALICE)
+        call = mesh.stub.WatchAgents(
+            discovery.WatchAgentsRequest(after_revision=1, min_interval=Duration()), metadata=ALICE
+        )
         await call.wait_for_connection()
-        for number in range(3000):
-            await agents.register(agent(f"a{number % 300}", metadata={"k": "v" * 1000}), 60)
+        await until(lambda: len(mesh.service._streams) == 1)
+        # How much there is on the way before anybody has to wait is gRPC's to decide.
+        async with asyncio.timeout(60):
+            while mesh.service._streams:
+                for number in range(300):
+                    await agents.register(agent(f"a{number}", metadata={"k": "v" * 1000}), 60)
         with refused("RESOURCE_EXHAUSTED", "SLOW_CONSUMER"):
             async with asyncio.timeout(20):
                 async for response in call:

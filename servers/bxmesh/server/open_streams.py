@@ -66,6 +66,9 @@ class OpenStreams:
         self._open: set[EndableBlock] = set()
         self._ended = False
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     @contextlib.asynccontextmanager
     async def stream(self) -> AsyncIterator[None]:
         """Holds while a stream is served; raises MeshError UNAVAILABLE when it must end."""

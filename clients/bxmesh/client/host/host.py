@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 _TIMEOUT = 600.0
 _SPREAD_SECONDS = 0.2
+_SHARE_SECONDS = 1.0
 _REGISTRATIONS_A_SECOND = 300
 _FAREWELL_SECONDS = 30.0
 _MARGIN_SECONDS = 10.0
@@ -82,7 +83,7 @@ class Host:
             self.name,
             self._roll,
             nullcontext() if most is None else asyncio.Semaphore(most),
-            self._delay,
+            self._defer,
             timeout,
             lease_seconds,
         )
@@ -222,9 +223,16 @@ class Host:
             return ChainBehaviour(self._mesh, definition)
         return RuleBehaviour(self._mesh, definition)
 
-    def _delay(self, name: str) -> float:
+    async def _defer(self, name: str) -> None:
         """Leaves what is free to hosts that have less of a definition, or were asked less at once."""
-        seats = self._seats.get(name, {})
-        mine = sum(seat.agent is not None for seat in seats.values())
+        clock = asyncio.get_running_loop().time
         spread = max(_SPREAD_SECONDS, len(self._seats) / _REGISTRATIONS_A_SECOND)
-        return random.uniform(0.0, spread) + _SPREAD_SECONDS * mine
+        turn = clock() + random.uniform(0.0, spread)
+        # It may come to have more while it waits.
+        while (wait := turn + _SHARE_SECONDS * self._share(name) - clock()) > 0:
+            await asyncio.sleep(wait)
+
+    def _share(self, name: str) -> float:
+        """How much of a definition runs here, from 0 to 1."""
+        seats = self._seats.get(name, {})
+        return sum(seat.agent is not None for seat in seats.values()) / max(len(seats), 1)

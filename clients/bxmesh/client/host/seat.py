@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -37,8 +37,8 @@ class Surroundings:
     """Which names are taken."""
     room: AbstractAsyncContextManager[object]
     """What bounds how many agents run at once."""
-    delay: Callable[[str], float]
-    """How long to leave a free place of a definition to other hosts, in seconds."""
+    defer: Callable[[str], Awaitable[None]]
+    """Leaves a free place of a definition to other hosts for a while."""
     timeout: float
     """The seconds for one message where the definition does not say them."""
     lease_seconds: int
@@ -91,7 +91,7 @@ class Seat:
         around, backoff = self._around, Backoff()
         while not self._leaving:
             await around.roll.free(self._agent_id)
-            await asyncio.sleep(around.delay(self.figures.definition_id))
+            await around.defer(self.figures.definition_id)
             async with around.room:
                 # What the registry tells of others may still be on its way.
                 if not await around.roll.look(self._agent_id):
