@@ -229,7 +229,7 @@ class Host:
         spread = max(_SPREAD_SECONDS, len(self._seats) / _REGISTRATIONS_A_SECOND)
         turn = clock() + random.uniform(0.0, spread)
         # It may come to have more while it waits.
-        while (wait := turn + _SHARE_SECONDS * self._share(name) - clock()) > 0:
+        while (wait := turn + _SHARE_SECONDS * self._share(name) - clock()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(wait)
 
     def _share(self, name: str) -> float:
