@@ -20,13 +20,14 @@ from bxmesh.client.conversations.question import AgentAnswer, Kind, Question
 from bxmesh.server.agent_calls import AgentCalls
 from bxmesh.server.conversations.archive import Archive
 from bxmesh.server.conversations.asking import Ask, Asker
+from bxmesh.server.conversations.beginning import first_turn
 from bxmesh.server.conversations.consensus import (
     Answer,
     Candidate,
     Verdict,
     consensus,
 )
-from bxmesh.server.conversations.events import OvertakenError, fold
+from bxmesh.server.conversations.events import OvertakenError, Story, fold
 from bxmesh.server.conversations.mesh import ConversationMesh
 from bxmesh.server.conversations.participants import instructions_of, judge_of, weight_of
 from bxmesh.server.conversations.states import ENDED
@@ -49,6 +50,7 @@ _MOST_BYTES = 3 << 20
 # Data are compared with one another.
 _MOST_ANSWER_BYTES = 64 << 10
 _SAVE_AGAIN_SECONDS = (0.2, 10.0)
+_OVERTAKEN_SECONDS = 0.2
 
 
 class ConversationRunner:
@@ -63,32 +65,36 @@ class ConversationRunner:
         """Handles one item: a round, of which some may have been said before."""
         work = ConversationWork()
         context.item.payload.Unpack(work)
-        mesh = self._mesh
-        story = fold(await mesh.log.all(work.conversation_id))
-        if story is None:
-            # Whoever looks after conversations ends it.
-            return None
-        conversation = story.conversation
-        try:
-            if conversation.state not in ENDED:
-                seconds = _seconds(conversation.spec.budget.max_duration, _ROUND_SECONDS)
-                metadata = await self._deputy.metadata(work.caller, seconds + _MARGIN_SECONDS)
-                asker = Asker(
-                    AgentCalls(self._deputy.channel, metadata),
-                    mesh.data,
-                    conversation.owner,
-                    lambda: context.cancelled or round_.over,
-                )
-                round_ = _Round(mesh, conversation, story.left, story.began, work, asker, seconds)
-                await round_.go()
+        while True:
+            story = fold(await self._mesh.log.all(work.conversation_id))
+            # Whoever looks after conversations ends what nobody tells any more. And one that ended may
+            # have been continued before its item came to be settled.
+            if story is None or first_turn(story.conversation) != work.first_turn:
+                return None
+            try:
+                if story.conversation.state in ENDED:
+                    await _save(self._mesh.archive, story.conversation)
+                else:
+                    await self._hold(context, work, story)
+            except OvertakenError:
+                # It was cancelled. Or somebody held the round whose lease has ended, or Redis has
+                # written what it did not come to confirm: then it goes on from there.
+                await asyncio.sleep(_OVERTAKEN_SECONDS)
             else:
-                await _save(mesh.archive, conversation)
-        except OvertakenError:
-            # What was saved of an end that did not come about must not stay.
-            story = fold(await mesh.log.all(work.conversation_id))
-            if story is not None and story.conversation.state in ENDED:
-                await _save(mesh.archive, story.conversation)
-        return None
+                return None
+
+    async def _hold(self, context: WorkContext, work: ConversationWork, story: Story) -> None:
+        mesh, conversation = self._mesh, story.conversation
+        seconds = _seconds(conversation.spec.budget.max_duration, _ROUND_SECONDS)
+        metadata = await self._deputy.metadata(work.caller, seconds + _MARGIN_SECONDS)
+        asker = Asker(
+            AgentCalls(self._deputy.channel, metadata),
+            mesh.data,
+            conversation.owner,
+            lambda: context.cancelled or round_.over,
+        )
+        round_ = _Round(mesh, conversation, story.left, story.began, work, asker, seconds)
+        await round_.go()
 
 
 @dataclass
@@ -143,7 +149,7 @@ class _Round:
             try:
                 outcome = await self._agree(turn, ballots=False)
             except MeshError as error:
-                _log.info("what was said in time comes to nothing: %s", error.message)
+                _log.info("what was said in time comes to nothing: %s", error.reason)
             else:
                 self.conversation.consensus.CopyFrom(outcome)
                 await self._write(pb.ConversationEvent(consensus=outcome))

@@ -33,6 +33,7 @@ from bxmesh.server.errors import (
     resource_exhausted,
 )
 from bxmesh.server.interceptors import current_identity
+from bxmesh.server.mutations import Mutation
 from bxmesh.server.open_streams import OpenStreams
 from bxmesh.server.security.circuit_breakers import CircuitBreakers
 from bxmesh.server.security.data_loss import DataGuard
@@ -141,18 +142,23 @@ class ConversationService(ArchiveRpcs):
         name, revision = conversation.conversation_id, conversation.revision
         answer = await mutation.answered(pb.SendConversationMessageResponse())
         if answer is not None and answer.conversation.revision <= revision:
+            if conversation.state == pb.CONVERSATION_STATE_PENDING:
+                await self._enqueue(
+                    conversation, first_turn(conversation), request.turns, request.message, mutation
+                )
             return pb.SendConversationMessageResponse(conversation=conversation)
+        last = await mesh.log.last(name)
+        if last is not None and last.HasField("ended") and last.revision > revision:
+            # The database was away then.
+            conversation = last.ended
         if conversation.state not in ENDED:
             raise _under_way(name)
         await self._require_room()
         await mesh.require_sendable(request.message)
         first = continued(conversation, request)
-        last = first - 1 + (request.turns or conversation.spec.turns or 1)
         short = pb.Conversation(conversation_id=name, revision=conversation.revision)
         await mutation.settle(pb.SendConversationMessageResponse(conversation=short))
-        await self._enqueue(
-            conversation, first, last, request.message, repeated=bool(mutation.name)
-        )
+        await self._enqueue(conversation, first, request.turns, request.message, mutation)
         return pb.SendConversationMessageResponse(conversation=conversation)
 
     async def CancelConversation(
@@ -196,10 +202,14 @@ class ConversationService(ArchiveRpcs):
         if answer := await mutation.answered(pb.StartConversationResponse()):
             name = answer.conversation.conversation_id
             try:
-                return name, await mesh.seen(name)
+                conversation = await mesh.seen(name)
             except MeshError as error:
                 if error.code is not grpc.StatusCode.NOT_FOUND:
                     raise
+            else:
+                if conversation.state == pb.CONVERSATION_STATE_PENDING:
+                    await self._enqueue(conversation, 1, 0, spec.message, mutation)
+                return name, conversation
         await self._require_room()
         participants = completed(spec)
         await asyncio.to_thread(require_holdable, spec, participants)
@@ -208,33 +218,32 @@ class ConversationService(ArchiveRpcs):
         mine = pb.StartConversationResponse(conversation=pb.Conversation(conversation_id=time_id()))
         name = (await mutation.settle(mine)).conversation.conversation_id
         conversation = begun(name, spec, participants, identity.id)
-        await self._enqueue(
-            conversation, 1, spec.turns or 1, spec.message, repeated=bool(mutation.name)
-        )
+        await self._enqueue(conversation, 1, 0, spec.message, mutation)
         return name, conversation
 
     async def _enqueue(
         self,
         conversation: pb.Conversation,
         first: int,
-        last: int,
+        turns: int,
         message: str,
-        *,
-        repeated: bool,
+        mutation: Mutation,
     ) -> None:
-        """Lets a round wait for a server that holds it; a request that may be repeated goes on where
-        it broke off."""
+        """Lets a round wait for a server that holds it, of as many turns as the conversation says
+        unless others are given; a request that is repeated goes on where it broke off."""
         mesh, identity = self._mesh, current_identity()
         name = conversation.conversation_id
         started = pb.ConversationEvent(
             conversation_id=name, revision=conversation.revision, started=conversation
         )
         started.event_time.GetCurrentTime()
+        is_new = True
         try:
             await mesh.log.append([started])
         except OvertakenError:
-            if not (repeated and await self._is_begun(conversation)):
+            if not (mutation.name and await self._is_begun(conversation)):
                 raise _under_way(name) from None
+            is_new = False
         item = round_name(name, first)
         try:
             team = shared_team(identity, conversation.spec.visibility)
@@ -245,7 +254,7 @@ class ConversationService(ArchiveRpcs):
                     conversation_id=name,
                     caller=caller_of(identity),
                     first_turn=first,
-                    last_turn=last,
+                    last_turn=first - 1 + (turns or conversation.spec.turns or 1),
                     message=message,
                 ),
                 item_id=item,
@@ -254,10 +263,20 @@ class ConversationService(ArchiveRpcs):
                 identity=identity.id,
             )
         except MeshError as error:
-            with contextlib.suppress(OvertakenError):
-                await mesh.end(conversation, pb.CONVERSATION_STATE_FAILED, error)
+            # What was begun before may be under way.
+            if is_new:
+                await self._give_up(conversation, mutation, error)
             raise
         await mesh.bell.ring(name)
+
+    async def _give_up(
+        self, conversation: pb.Conversation, mutation: Mutation, error: MeshError
+    ) -> None:
+        """Ends what could not be queued, as far as that can be done now; the same request may come
+        again."""
+        with contextlib.suppress(MeshError, OvertakenError):
+            await mutation.forget()
+            await self._mesh.end(conversation, pb.CONVERSATION_STATE_FAILED, error)
 
     async def _is_begun(self, conversation: pb.Conversation) -> bool:
         """Whether the same request has begun the round already."""

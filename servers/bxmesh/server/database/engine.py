@@ -189,7 +189,7 @@ def database_errors() -> Any:
             raise
         raise _away(_first_line(error)) from error
     # Beginning a transaction of SQLite raises what its driver raises.
-    except (PoolTimeoutError, ConnectionError, TimeoutError, sqlite3.Error) as error:
+    except (PoolTimeoutError, OSError, sqlite3.Error) as error:
         raise _away(_first_line(error)) from error
 
 
