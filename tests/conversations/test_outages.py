@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from bxmesh.agent.v1 import conversation_archive_pb2 as archive_pb
 from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.agent.v1.conversation_work_pb2 import ConversationWork
 from bxmesh.client.conversations import Question
+from bxmesh.client.errors import Unavailable
 from bxmesh.server.conversations.archive import open_archive
 from bxmesh.server.conversations.beginning import continued
 from bxmesh.server.conversations.events import EventLog
@@ -33,6 +35,7 @@ from bxmesh.server.streams.change_bell import ChangeBell
 from bxmesh.server.streams.seals import Seals, seals_of
 from tests.conftest import start_valkey
 from tests.conversations.talk import Talk, spec, taking_part
+from tests.databases import running_postgres
 from tests.processes import until
 from tests.sdk.conftest import client, start_mesh, state_dir
 
@@ -236,6 +239,36 @@ def locked(state_dir: Path) -> Iterator[None]:
             yield
         finally:
             other.execute("ROLLBACK")
+
+
+async def test_postgresql_is_stopped_and_comes_back(state_dir: Path) -> None:
+    gate = Gate()
+
+    async def writer(question: Question) -> str:
+        await gate.pass_()
+        return f"{MARKER} {question.turn}"
+
+    with tempfile.TemporaryDirectory(prefix="bxpg-") as name, contextlib.ExitStack() as database:
+        url = database.enter_context(running_postgres(Path(name)))
+        with start_mesh(state_dir, BXMESH_DATABASE_URL=url) as mesh:
+            async with client(mesh) as caller, taking_part(caller, writer=writer):
+                talk = Talk(caller)
+                held = await talk.hold(spec("writer", turns=2, message=MARKER), detach=True)
+                watcher = Watcher(talk, held.conversation_id)
+                await gate.reached.wait()
+                database.close()
+                with pytest.raises(Unavailable, match="database"):
+                    await get(talk, held.conversation_id)
+                gate.open.set()
+                await watcher.saw("turn_ended", 2)
+                # What nobody could find again is not told as ended.
+                assert not watcher.kinds["ended"]
+                assert database.enter_context(running_postgres(Path(name))) == url
+                ended = await all_of_it(talk, watcher)
+            text = mesh.log_path.read_text()
+    assert ended.state == COMPLETED
+    assert ended.consensus.text == f"{MARKER} 2"
+    assert MARKER not in text
 
 
 async def test_what_was_written_unconfirmed_is_gone_on_from(state_dir: Path, store: Store) -> None:
