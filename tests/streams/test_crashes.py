@@ -44,7 +44,7 @@ async def test_the_work_of_a_killed_worker_is_done_once_more(
     async with running(redis, queue.options, {"hold": hold}) as worker:
         # From here on nothing is added: the stream is idle.
         outcomes = [await until(partial(queue.outcome, t.item_id)) for t in (ticket, lane)]
-        assert worker.counters.done == 2
+        await until(lambda: worker.counters.done == 2)
     for outcome in outcomes:
         assert outcome.attempts == 2
         assert read_text(outcome.result) == "in this process"
@@ -72,7 +72,7 @@ async def test_a_frozen_worker_cannot_commit(redis: Redis, shared_valkey: str) -
             await redis.set(RELEASE, 1)
             frozen.thaw()
             counters = await frozen.stop()
-            assert worker.counters.done == 1
+            await until(lambda: worker.counters.done == 1)
     finally:
         await frozen.kill()
     assert outcome.attempts == 2

@@ -301,7 +301,7 @@ async def _add_services(
         work_queues.append(queue)
         log = EventLog(redis, settings.seals)
         archive = await stack.enter_async_context(
-            open_archive(database, _meaning(settings), log.forget)
+            open_archive(database, _meaning(settings), log.forget, secured.data)
         )
         server.archive = archive
         conversations = await stack.enter_async_context(

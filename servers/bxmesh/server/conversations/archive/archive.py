@@ -12,6 +12,7 @@ from pathlib import Path
 from bxmesh.agent.v1 import conversation_archive_pb2 as archive_pb
 from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.server.conversations.archive.embedding import Embedder, EmbeddingError
+from bxmesh.server.conversations.archive.embedding.guarded import GuardedEmbedder
 from bxmesh.server.conversations.archive.embedding.watched import WatchedEmbedder
 from bxmesh.server.conversations.archive.indexing import Indexer
 from bxmesh.server.conversations.archive.search import Found, Meaning, Search
@@ -20,6 +21,7 @@ from bxmesh.server.conversations.archive.store import ConversationStore
 from bxmesh.server.conversations.archive.vectors import Vectors, open_vectors
 from bxmesh.server.database import Database
 from bxmesh.server.keeper import Keeper
+from bxmesh.server.security.data_loss import ALL_PASS, DataGuard
 from bxmesh.server.security.identities import Identity
 
 __all__ = ["Archive", "MeaningOptions", "open_archive"]
@@ -159,14 +161,18 @@ class _Keeper(Keeper):
 
 @contextlib.asynccontextmanager
 async def open_archive(
-    database: Database, options: MeaningOptions | None, also: Also | None = None
+    database: Database,
+    options: MeaningOptions | None,
+    also: Also | None = None,
+    data: DataGuard = ALL_PASS,
 ) -> AsyncIterator[Archive]:
     """An archive with what it does in the background. Without options, or without the packages of a
     model, it finds words only. `also` is told what is about to be purged or forgotten, for what else
-    is kept under these names. Raises ValueError for an embedding server without model and dimension.
+    is kept under these names; `data` says what an embedding server may be sent. Raises ValueError for
+    an embedding server without model and dimension.
     """
     async with contextlib.AsyncExitStack() as stack:
-        meaning = await _open_meaning(options, stack) if options is not None else None
+        meaning = await _open_meaning(options, data, stack) if options is not None else None
         indexer = None
         if meaning is not None:
             indexer = Indexer(database, meaning.embedder, meaning.vectors)
@@ -177,12 +183,12 @@ async def open_archive(
 
 
 async def _open_meaning(
-    options: MeaningOptions, stack: contextlib.AsyncExitStack
+    options: MeaningOptions, data: DataGuard, stack: contextlib.AsyncExitStack
 ) -> Meaning | None:
     try:
         if importlib.util.find_spec("qdrant_client") is None:
             raise EmbeddingError("qdrant-client is not installed: pip install 'bxmesh[qdrant]'")
-        embedder = WatchedEmbedder(_embedder(options))
+        embedder = WatchedEmbedder(_embedder(options, data))
     except EmbeddingError as error:
         _log.info("conversations are found by words only: %s", error)
         return None
@@ -199,7 +205,7 @@ async def _open_meaning(
     return Meaning(embedder, vectors)
 
 
-def _embedder(options: MeaningOptions) -> Embedder:
+def _embedder(options: MeaningOptions, data: DataGuard) -> Embedder:
     if not options.embedding_url:
         from bxmesh.server.conversations.archive.embedding.packaged import PackagedEmbedder
 
@@ -208,9 +214,10 @@ def _embedder(options: MeaningOptions) -> Embedder:
         raise ValueError("An embedding server needs a model and the dimension of its vectors.")
     from bxmesh.server.conversations.archive.embedding.http import HttpEmbedder
 
-    return HttpEmbedder(
+    embedder = HttpEmbedder(
         options.embedding_url,
         options.embedding_model,
         options.embedding_dimension,
         options.embedding_key,
     )
+    return GuardedEmbedder(embedder, data)

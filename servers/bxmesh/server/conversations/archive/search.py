@@ -23,7 +23,7 @@ from bxmesh.server.conversations.archive.text_search import find_words
 from bxmesh.server.conversations.archive.words import snippet, terms_of
 from bxmesh.server.database import Database
 from bxmesh.server.database.tables import CONVERSATION_MESSAGES, CONVERSATIONS
-from bxmesh.server.errors import failed_precondition, unavailable
+from bxmesh.server.errors import failed_precondition, invalid_argument, unavailable
 from bxmesh.server.pages import token_invalid, token_of, token_place
 from bxmesh.server.security.identities import Identity
 
@@ -83,7 +83,8 @@ class Search:
         """Returns a page of places, the best first: of words at most the best 1000, of meaning the
         nearest 200. What is said meanwhile may move places from one page to the next.
 
-        Raises MeshError INVALID_ARGUMENT for a query without words or another token, FAILED_PRECONDITION
+        Raises MeshError INVALID_ARGUMENT for a query without words, one that may not or cannot be sent to the
+        model of meaning, or another token, FAILED_PRECONDITION
         (NO_EMBEDDING_MODEL) and UNAVAILABLE (VECTORS_UNAVAILABLE) for meaning alone, and UNAVAILABLE
         without the database.
         """
@@ -103,6 +104,10 @@ class Search:
                 _log.warning("search by meaning does not work: %s", why)
                 # A page must go on with what its first was made of.
                 if how == _NEAR or offset:
+                    if isinstance(error, EmbeddingError) and error.refused:
+                        raise invalid_argument(
+                            "query", f"cannot be looked for by meaning: {why}"
+                        ) from error
                     raise unavailable(
                         "What finds by meaning is away. Search by words alone, or again later.",
                         retry_after=_AWAY_SECONDS,
@@ -149,8 +154,10 @@ class Search:
         try:
             async with asyncio.timeout(_MEANING_SECONDS):
                 return await self._near(meaning, request, identity)
-        except (EmbeddingError, VectorsAwayError, TimeoutError):
-            self._away_until = time.monotonic() + _AWAY_SECONDS
+        except (EmbeddingError, VectorsAwayError, TimeoutError) as error:
+            # A query that the model does not take says nothing of others.
+            if not (isinstance(error, EmbeddingError) and error.refused):
+                self._away_until = time.monotonic() + _AWAY_SECONDS
             raise
 
     async def _near(
