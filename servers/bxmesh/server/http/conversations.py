@@ -102,9 +102,9 @@ async def begin_stream(call: Call) -> Response:
 async def stream(call: Call) -> Response:
     """Tells what happens in a conversation, after asking another question where one is given."""
     body: StreamRequest = call.body
-    after = _last_event_id(call) or body.after_revision
+    after, request_id = _last_event_id(call) or body.after_revision, _request_id(call)
     if body.message:
-        after = await continued(call.mesh, call.name, body.message, body.turns, _request_id(call))
+        after = await continued(call.mesh, call.name, body.message, body.turns, request_id)
     request = pb.StreamConversationRequest(
         conversation_id=call.name, after_revision=after, omit_deltas=body.omit_deltas
     )

@@ -9,6 +9,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from bxmesh.server.http.bodies import MODEL, REFLECTIONS
+from bxmesh.server.http.events import EVENT_STREAM
 from bxmesh.server.http.operations import IDENTIFIER_LENGTH, Answer, Header, Operation
 from bxmesh.server.http.problems import PROBLEM, Problem
 from bxmesh.server.version import VERSION
@@ -152,18 +153,26 @@ def _answer(answer: Answer, schemas: _Schemas) -> dict[str, Any]:
         for header in answer.headers
     }
     schema = schemas.told(answer.model)
-    if answer.media_type != "application/json":
-        # Each event, or line, is one of it; the whole is text.
-        media = {
-            "schema": {"type": "string"},
-            "x-item-schema": schema,
-        }
-    else:
-        media = {"schema": schema}
+    if answer.media_type == EVENT_STREAM:
+        # Of each event, as of each line of JSON Lines.
+        schema = _event(schema)
     return {
         "description": answer.description,
         "headers": {**_TRACE, **headers},
-        "content": {answer.media_type: media},
+        "content": {answer.media_type: {"schema": schema}},
+    }
+
+
+def _event(data: dict[str, Any]) -> dict[str, Any]:
+    text = {"type": "string"}
+    return {
+        "type": "object",
+        "properties": {
+            "id": text,
+            "event": text,
+            "data": {**text, "contentMediaType": "application/json", "contentSchema": data},
+        },
+        "required": ["data"],
     }
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from bxmesh.agent.v1 import conversation_archive_pb2 as pb
 from bxmesh.client.names import EnumNames
-from bxmesh.server.http.models.base import Asked, Name, Told, duration, seconds
+from bxmesh.server.http.models.base import Asked, Integer, Moment, Name, Told, duration, seconds
 from bxmesh.server.http.models.conversations import (
     STATES,
     Conversation,
@@ -32,7 +32,7 @@ __all__ = [
 
 SearchMode = Literal["text", "meaning", "both"]
 _MODES = EnumNames(pb.SearchMode, "SEARCH_MODE_")
-_PageSize = Annotated[int, Field(ge=0, le=1000)]
+_PageSize = Annotated[Integer, Field(ge=0, le=1000)]
 _PageToken = Annotated[str, Field(max_length=1024)]
 _States = Annotated[tuple[ConversationState, ...], Field(max_length=8)]
 
@@ -44,9 +44,9 @@ class Filter(Asked):
     """In one of these states; left out means any."""
     labels: Labels = Field(default_factory=dict)
     """With all of these labels."""
-    begun_after: AwareDatetime | None = None
+    begun_after: Moment | None = None
     """Not begun before."""
-    begun_before: AwareDatetime | None = None
+    begun_before: Moment | None = None
     """Begun before."""
     owner: Name | None = None
     """Begun by this identity."""
@@ -63,9 +63,9 @@ class _FilterQuery(Asked):
     """In one of these states; may be repeated."""
     owner: Name | None = None
     """Begun by this identity."""
-    begun_after: AwareDatetime | None = None
+    begun_after: Moment | None = None
     """Not begun before."""
-    begun_before: AwareDatetime | None = None
+    begun_before: Moment | None = None
     """Begun before."""
 
     def to_message(self) -> pb.ConversationFilter:
@@ -260,9 +260,9 @@ class Statistics(Told):
 class CleanupRequest(Asked):
     """Which conversations are deleted, of those that have ended."""
 
-    begun_before: AwareDatetime
+    begun_before: Moment
     """Begun before."""
-    begun_after: AwareDatetime | None = None
+    begun_after: Moment | None = None
     """Not begun before."""
     states: _States = ()
     """In one of these states; left out means any that has ended."""

@@ -15,7 +15,7 @@ from bxmesh.client.bundles import VISIBILITIES, Visibility
 from bxmesh.client.errors import from_status
 from bxmesh.client.names import EnumNames
 from bxmesh.registry.v1.agent_definition_pb2 import ModelSettings
-from bxmesh.server.http.models.base import Asked, Name, Told, duration, moment
+from bxmesh.server.http.models.base import Asked, Integer, Name, Told, duration, moment
 from bxmesh.server.http.problems import Problem, invalid_value, problem_of
 
 __all__ = [
@@ -53,13 +53,13 @@ Labels = Annotated[
 class LanguageModel(Asked):
     """A language model, and how it is asked."""
 
-    model: str = Field(min_length=1, max_length=256)
-    """Provider and model, for example "openai:gpt"."""
+    model: str = Field(default="", max_length=256)
+    """Provider and model, for example "openai:gpt"; empty means the first that a host lends."""
     base_url: str = Field(default="", max_length=2048)
     """The base URL of an OpenAI-compatible server; empty means the provider's own."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """Randomness; left out means the model's default."""
-    max_tokens: int = Field(default=0, ge=0, le=1_000_000)
+    max_tokens: Integer = Field(default=0, ge=0, le=1_000_000)
     """At most so many tokens per answer; 0 means the model's default."""
     top_p: float | None = Field(default=None, ge=0, le=1)
     """Nucleus sampling; left out means the model's default."""
@@ -84,7 +84,12 @@ class Participant(Asked):
     """One voice of a conversation: an agent, a definition, a capability or a language model."""
 
     model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": [source]} for source in _SOURCES]}
+        json_schema_extra={
+            "oneOf": [
+                {"required": [source], "properties": {source: {"not": {"type": "null"}}}}
+                for source in _SOURCES
+            ]
+        }
     )
 
     participant_id: Name | None = None
@@ -156,7 +161,7 @@ class ConsensusSettings(Asked):
     """The JSON Schema of the answer; needed for the structured method."""
     stop_confidence: _Share = 0
     """Confidence at which the conversation ends before its last turn; 0 means never."""
-    quorum: int = Field(default=0, ge=0, le=64)
+    quorum: Integer = Field(default=0, ge=0, le=64)
     """How many must have answered; 0 means more than half."""
 
     def to_message(self) -> pb.ConsensusSettings:
@@ -180,7 +185,7 @@ class Budget(Asked):
     """Time, in seconds."""
     seconds_per_answer: float = Field(default=0, ge=0, le=3600)
     """Time per answer, in seconds."""
-    tokens: int = Field(default=0, ge=0, le=2**63 - 1)
+    tokens: Integer = Field(default=0, ge=0, le=2**63 - 1)
     """Tokens of all participants, both ways together."""
 
     def to_message(self) -> pb.ConversationBudget:
@@ -200,9 +205,9 @@ class ChatRequest(Asked):
     """The question."""
     participants: tuple[Participant, ...] = Field(default=(), max_length=64)
     """Who answers; left out, so many of the mesh's default participants."""
-    number_of_agents: int = Field(default=0, ge=0, le=64)
+    number_of_agents: Integer = Field(default=0, ge=0, le=64)
     """How many answer when no participants are given; 0 means 3."""
-    turns: int = Field(default=0, ge=0, le=100)
+    turns: Integer = Field(default=0, ge=0, le=100)
     """How many turns; 0 means 1. From the second on all see what was said."""
     consensus: ConsensusSettings | None = None
     """How one answer is reached."""

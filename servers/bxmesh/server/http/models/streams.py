@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from bxmesh.server.http.models.base import Asked
+from bxmesh.server.http.models.base import Asked, Integer
 from bxmesh.server.http.models.conversations import ChatRequest
 
 __all__ = ["COMMANDS", "Authenticate", "Begin", "Cancel", "ChatBody", "Continue", "StreamRequest"]
 
-_Revision = Annotated[int, Field(ge=0, le=2**63 - 1)]
+_Revision = Annotated[Integer, Field(ge=0, le=2**63 - 1)]
 
 
 class ChatBody(ChatRequest):
@@ -26,7 +26,7 @@ class StreamRequest(Asked):
 
     message: str = Field(default="", max_length=262_144)
     """The next question, for a conversation that has ended; empty to follow what is under way."""
-    turns: int = Field(default=0, ge=0, le=100)
+    turns: Integer = Field(default=0, ge=0, le=100)
     """How many turns the next question gets; 0 means as many as before."""
     after_revision: _Revision = 0
     """Only events after this revision; 0 means all. With a question it means all of its answer."""
@@ -54,7 +54,7 @@ class Continue(Asked):
     type: Literal["message"]
     message: str = Field(min_length=1, max_length=262_144)
     """The question."""
-    turns: int = Field(default=0, ge=0, le=100)
+    turns: Integer = Field(default=0, ge=0, le=100)
     """How many turns; 0 means as many as before."""
 
 
