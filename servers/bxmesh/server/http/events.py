@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from bxmesh.agent.v1 import conversation_pb2 as pb
 from bxmesh.client.errors import BxmeshError
@@ -57,33 +58,41 @@ async def event_stream(
         await asyncio.wait({first}, timeout=_FIRST_SECONDS)
         if first.done():
             first.result()
-        kept = stack.pop_all()
-    body = _told(source, first, heartbeat, kept)
-    return StreamingResponse(body, media_type=EVENT_STREAM, headers=_HEADERS)
+        return _EventResponse(_told(source, first, heartbeat), stack.pop_all())
+
+
+class _EventResponse(StreamingResponse):
+    """Closes what its events come from, even where the client has left before the first."""
+
+    def __init__(self, body: AsyncIterator[bytes], stack: AsyncExitStack) -> None:
+        super().__init__(body, media_type=EVENT_STREAM, headers=_HEADERS)
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._stack:
+            await super().__call__(scope, receive, send)
 
 
 async def _told(
     source: AsyncGenerator[BaseModel, None],
     upcoming: asyncio.Future[BaseModel | None],
     heartbeat: float,
-    stack: AsyncExitStack,
 ) -> AsyncIterator[bytes]:
-    async with stack:
-        try:
-            while True:
-                await asyncio.wait({upcoming}, timeout=heartbeat)
-                if not upcoming.done():
-                    yield _HEARTBEAT
-                    continue
-                event = upcoming.result()
-                if event is None:
-                    return
-                yield _frame(event)
-                upcoming = asyncio.ensure_future(anext(source, None))
-        except BxmeshError as error:
-            yield _frame(Failed(problem=problem_of(error, current_trace_id())))
-        finally:
-            await _end(upcoming)
+    try:
+        while True:
+            await asyncio.wait({upcoming}, timeout=heartbeat)
+            if not upcoming.done():
+                yield _HEARTBEAT
+                continue
+            event = upcoming.result()
+            if event is None:
+                return
+            yield _frame(event)
+            upcoming = asyncio.ensure_future(anext(source, None))
+    except BxmeshError as error:
+        yield _frame(Failed(problem=problem_of(error, current_trace_id())))
+    finally:
+        await _end(upcoming)
 
 
 async def _end(task: asyncio.Future[BaseModel | None]) -> None:
