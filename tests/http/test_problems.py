@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -10,6 +12,8 @@ import httpx
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from pydantic import BaseModel, ValidationError
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from bxmesh.client.errors import BxmeshError, from_status
 from bxmesh.server.embedded import EmbeddedMesh
@@ -63,6 +67,15 @@ async def test_paths_and_methods(http: httpx.AsyncClient) -> None:
         (b'{"message":"hi","colour":1}', "application/json", 400, "INVALID_ARGUMENT"),
         (b'{"message":"hi","participants":[{}]}', "application/json", 400, "INVALID_ARGUMENT"),
         (b"[" * 100_000, "application/json", 400, "INVALID_ARGUMENT"),
+        (b'{"message":"hi","turns":NaN}', "application/json", 400, "INVALID_ARGUMENT"),
+        (b'{"message":"hi","turns":1e400}', "application/json", 400, "INVALID_ARGUMENT"),
+        (
+            b'{"message":"hi","turns":%s}' % (b"9" * 5000),
+            "application/json",
+            400,
+            "INVALID_ARGUMENT",
+        ),
+        (b'{"message":"\\ud800"}', "application/json", 400, "INVALID_ARGUMENT"),
         (b"message=hi", "application/x-www-form-urlencoded", 415, "UNSUPPORTED_MEDIA_TYPE"),
         (b"x" * (2 * 1024**2 + 1), "application/json", 413, "BODY_TOO_LARGE"),
     ],
@@ -72,6 +85,22 @@ async def test_bodies(
 ) -> None:
     answer = await http.post("/chat", content=content, headers={"content-type": kind})
     problem(answer, status, reason)
+
+
+async def test_a_body_without_a_length_is_bounded_too(http: httpx.AsyncClient) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 1 << 30:
+            sent += 1 << 16
+            yield b" " * (1 << 16)
+
+    headers = {"content-type": "application/json"}
+    # It is not waited for: the connection may close before the answer is read.
+    with contextlib.suppress(httpx.TransportError):
+        problem(await http.post("/chat", content=endless(), headers=headers), 413, "BODY_TOO_LARGE")
+    assert sent < 1 << 26
 
 
 async def test_compressed_bodies_are_not_taken(http: httpx.AsyncClient) -> None:
@@ -132,6 +161,21 @@ async def test_a_full_gateway_says_so(http_mesh: EmbeddedMesh) -> None:
         async with asyncio.timeout(30):
             while (await http.get("/health")).status_code != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+async def test_sockets_of_other_origins(http_mesh: EmbeddedMesh) -> None:
+    key = admin_key(http_mesh)
+    async with gateway(http_mesh, cors_origins=("https://example.org",)) as url:
+        place = url.replace("http", "ws", 1) + "/ws/new"
+        protocols: Any = ["bxmesh.v1", f"bxmesh.bearer.{key}"]
+        for origin in ("https://example.com", "https://example.org.example.com", "null"):
+            with pytest.raises(InvalidStatus) as refused:
+                async with connect(place, subprotocols=protocols, origin=origin):  # type: ignore[arg-type]
+                    pass
+            assert refused.value.response.status_code == 403
+        for origin in ("https://example.org", url):
+            async with connect(place, subprotocols=protocols, origin=origin) as accepted:  # type: ignore[arg-type]
+                assert accepted.subprotocol == "bxmesh.v1"
 
 
 async def test_pages_of_other_origins(http_mesh: EmbeddedMesh) -> None:
